@@ -5,6 +5,7 @@ memory map.
 import io
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -66,6 +67,15 @@ class ByteReader:
     ) -> None:
         for stream in self._local.__dict__.pop("files", {}).values():
             stream.close()
+
+
+def read_members(index: pa.Table, suffix: str) -> Iterator[bytes]:
+    """Yield the member with this suffix of every sample of the index, b"" where it has none."""
+    columns = zip(index["shard_path"].to_pylist(), index["members"].to_pylist(), strict=True)
+    with ByteReader() as reader:
+        for path, members in columns:
+            places = {member["suffix"]: (member["offset"], member["size"]) for member in members}
+            yield reader.read(path, *places[suffix]) if suffix in places else b""
 
 
 def decode_rgb(data: bytes, *, size: int | None = None) -> NDArray[np.uint8]:

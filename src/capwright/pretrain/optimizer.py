@@ -1,0 +1,39 @@
+"""AdamW with weight decay on matrices alone, and the learning rate by samples seen."""
+
+import math
+
+import torch
+from torch import nn
+
+from capwright.pretrain.config import PretrainConfig
+
+UNDECAYED = ("positional_embedding", "pos_embed", "cls_token", "class_embedding", "mask_token")
+
+
+def build_optimizer(module: nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
+    """AdamW over the parameters that train; vectors, scalars and positions are not decayed."""
+    decayed: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            bare = parameter.ndim < 2 or name.rpartition(".")[2] in UNDECAYED
+            (undecayed if bare else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": undecayed, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=config.betas, eps=1e-6, fused=True
+    )
+
+
+def learning_rate(config: PretrainConfig, samples_seen: float) -> float:
+    """Linear warm-up over `warmup_samples`, then a cosine to zero at the end.
+
+    A step asks for the middle of its batch, so that neither the first nor the last one is idle.
+    """
+    if samples_seen < config.warmup_samples:
+        return config.learning_rate * samples_seen / config.warmup_samples
+    total = config.steps * config.batch_size - config.warmup_samples
+    done = min((samples_seen - config.warmup_samples) / total, 1.0)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))

@@ -1,0 +1,140 @@
+"""Losses against plain float64 references, their gradients, and what may not leak."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from capwright.models import towers
+from capwright.models.kept_tokens import kept_tokens
+from capwright.pretrain.batches import Batch
+from capwright.pretrain.distributed import ALONE
+from capwright.pretrain.objectives import masked_autoencoder as mae
+from capwright.pretrain.objectives.contrastive import contrastive_loss
+
+SIDE = 16  # of the tiny model
+
+
+def unit(rows: int, columns: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    return F.normalize(values, dim=-1)
+
+
+def reference(image: torch.Tensor, text: torch.Tensor, scale: float, alike: set[tuple[int, int]]):
+    """The formula as it is written, one logarithm at a time."""
+    total, count = 0.0, len(image)
+    for i in range(count):
+        others = [j for j in range(count) if j == i or (i, j) not in alike]
+        own = scale * float(image[i] @ text[i])
+        by_image = sum(torch.exp(scale * image[i] @ text[j]) for j in others)
+        by_text = sum(torch.exp(scale * text[i] @ image[j]) for j in others)
+        total += float(torch.log(by_image) + torch.log(by_text)) - 2 * own
+    return total / (2 * count)
+
+
+def test_contrastive_loss_equals_its_formula() -> None:
+    image, text = unit(5, 4, 1), unit(5, 4, 2)
+    scale = torch.tensor(7.0, dtype=torch.float64)
+    assert contrastive_loss(image, text, scale).item() == pytest.approx(
+        reference(image, text, 7.0, set()), abs=1e-12
+    )
+
+
+def test_equal_captions_and_equal_pictures_are_no_negatives() -> None:
+    image, text = unit(5, 4, 1), unit(5, 4, 2)
+    scale = torch.tensor(7.0, dtype=torch.float64)
+    captions = torch.tensor([3, 8, 3, 9, 10])
+    pictures = torch.tensor([0, 1, 2, 3, 3])
+    loss = contrastive_loss(image, text, scale, same_ids=(captions, pictures))
+    alike = {(0, 2), (2, 0), (3, 4), (4, 3)}
+    assert loss.item() == pytest.approx(reference(image, text, 7.0, alike), abs=1e-12)
+    assert loss.item() < contrastive_loss(image, text, scale).item()
+
+
+def test_contrastive_gradient() -> None:
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    image, text = unit(3, 4, 3).requires_grad_(), unit(3, 4, 4).requires_grad_()
+    ids = (torch.tensor([1, 1, 2]),)
+    assert torch.autograd.gradcheck(
+        lambda i, t, s: contrastive_loss(i, t, s, same_ids=ids), (image, text, scale)
+    )
+
+
+def test_reconstruction_loss_equals_its_formula_and_ignores_visible_patches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)
+    predicted = torch.randn(2, 4, 48, generator=generator, dtype=torch.float64)
+    hidden = mae.hidden_patches(torch.tensor([[0], [3]]), 4)
+    loss = mae.reconstruction_loss(predicted, mae.patch_targets(images, 4), hidden)
+    errors = []
+    for b, p in [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2)]:
+        top, left = 4 * (p // 2), 4 * (p % 2)
+        pixels = images[b, :, top : top + 4, left : left + 4].reshape(-1)
+        target = (pixels - pixels.mean()) / (pixels.std() + 1e-3)
+        errors.append((predicted[b, p] - target).square().mean())
+    assert loss.item() == pytest.approx(torch.stack(errors).mean().item(), abs=1e-12)
+    predicted[0, 0] += 100
+    assert torch.equal(
+        loss, mae.reconstruction_loss(predicted, mae.patch_targets(images, 4), hidden)
+    )
+
+
+@pytest.mark.parametrize("name", ["nano", "tiny"])
+def test_hidden_pixels_do_not_reach_the_encoder(name: str, tiny_model: Any) -> None:
+    """Neither directly nor through a convolutional stem that looks beyond its patch."""
+    model = towers.build("nano" if name == "nano" else tiny_model).eval()
+    side = 64 if name == "nano" else SIDE
+    rows, _, _ = towers.grid(model, side)
+    visible = torch.stack([torch.randperm(rows * rows)[: rows * rows // 4] for _ in range(2)])
+    hidden = mae.hidden_patches(visible, rows * rows)
+    images = torch.randn(2, 3, side, side)
+    mask = F.interpolate(hidden.view(2, 1, rows, rows).float(), scale_factor=side // rows).bool()
+    changed = torch.where(mask, torch.randn_like(images), images)
+    with torch.no_grad(), kept_tokens(model, visible):
+        before, after = (
+            towers.patch_features(model, mae.blank(x, hidden, side // rows))
+            for x in (images, changed)
+        )
+        leaking = towers.patch_features(model, changed)
+        sees = towers.patch_features(model, images)
+    assert torch.equal(before, after)
+    assert before.shape[1] == rows * rows // 4
+    if name == "nano":  # the stem does look beyond: without blanking this test would be empty
+        assert not torch.equal(leaking, sees)
+
+
+def test_the_objective_shows_the_tower_visible_patches_alone(
+    tmp_path: Path, tiny_config: Any, tiny_model: Any
+) -> None:
+    model = towers.build(tiny_model)
+    objective = mae.Objective(model, tiny_config(tmp_path, tmp_path))
+    shown: list[torch.Tensor] = []
+    model.visual.conv1.register_forward_pre_hook(lambda _, x: shown.append(x[0]))
+    batch = Batch(
+        images_B3HH=torch.rand(2, 3, SIDE, SIDE) + 1,
+        tokens_UL=torch.zeros(0, 1),
+        text_B=torch.zeros(0),
+        text_ids_B=torch.zeros(0),
+        sample_ids_B=torch.arange(2),
+        patch_order_BP=torch.stack([torch.randperm(16) for _ in range(2)]),
+    )
+    objective(model, batch, ALONE)
+    blanked = F.avg_pool2d(shown[0].abs(), 4).sum(dim=1).flatten(1) == 0
+    assert torch.equal(blanked, mae.hidden_patches(batch.patch_order_BP[:, :4], 16))
+
+
+def test_decoder_sees_every_visible_patch_at_its_place(
+    tmp_path: Path, tiny_config: Any, tiny_model: Any
+) -> None:
+    model = towers.build(tiny_model)
+    objective = mae.Objective(model, tiny_config(tmp_path, tmp_path)).eval()
+    visible = torch.tensor([[5, 2, 9, 0]])
+    features = torch.randn(1, 4, 16)
+    order = torch.tensor([2, 0, 3, 1])
+    with torch.no_grad():
+        one = objective.decode(features, visible)
+        other = objective.decode(features[:, order], visible[:, order])
+    assert torch.allclose(one, other, atol=1e-6)
