@@ -12,6 +12,7 @@ Shapes: B pictures, H and W pixels, C channels, h and w cells of a map.
 """
 
 from importlib import metadata, util
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -67,12 +68,12 @@ def load_trunk() -> nn.Module:
         )
     model.load_state_dict(dict(zip(wanted, packaged.values(), strict=True)))
     _fold_norms(model.eval().requires_grad_(False))
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=torch.channels_last)
 
 
 def _fold_norms(module: nn.Module) -> None:
     names = [name for name, _ in module.named_children()]
-    for first, second in zip(names, names[1:], strict=False):
+    for first, second in pairwise(names):
         conv, norm = getattr(module, first), getattr(module, second)
         if isinstance(conv, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
             setattr(module, first, fuse_conv_bn_eval(conv, norm))

@@ -1,0 +1,135 @@
+"""`capwright evaluate`: measure a checkpoint with one of the protocols."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+SCRATCH = "scratch"  # stands for a checkpoint: the same tower with fresh weights
+
+PATH = click.Path(path_type=Path)
+
+
+def _common(function: Callable[..., None]) -> Callable[..., None]:
+    """The arguments that every protocol takes."""
+    options = (
+        click.argument("checkpoint"),
+        click.option("--model", default="nano", show_default=True, help="Towers of `scratch`."),
+        click.option("--out", type=PATH, required=True, help="Results file (JSON) to write."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.group()
+def command() -> None:
+    """Measure a checkpoint: dense probes, retrieval, zero-shot.
+
+    CHECKPOINT is a checkpoint or run folder, hf-hub:ORG/REPOSITORY, an open_clip MODEL/TAG, or the
+    word `scratch` for towers with fresh weights.
+    """
+
+
+@command.command()
+@_common
+@click.option("--train", type=PATH, required=True, help="Labelled scenes to learn from.")
+@click.option(
+    "--test", "tests", multiple=True, required=True, metavar="SPLIT=SCENES", help="Repeatable."
+)
+@click.option("--mode", "modes", multiple=True, help="frozen, finetuned; both by default.")
+@click.option("--seeds", default=1, show_default=True, help="Runs, with seeds 0, 1, ...")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a field of the config."
+)
+def dense(
+    checkpoint: str,
+    model: str,
+    out: Path,
+    train: Path,
+    tests: tuple[str, ...],
+    modes: tuple[str, ...],
+    seeds: int,
+    settings: tuple[str, ...],
+) -> None:
+    """Segmentation and depth, frozen and fine-tuned.
+
+    Example: capwright evaluate dense runs/a --train labelled --test seen=seen --out a.json
+    """
+    from capwright.core.config import override
+    from capwright.evaluate.dense_probe import DenseProbeConfig, run
+    from capwright.evaluate.dense_training import MODES
+
+    chosen: Any = modes or MODES
+    config = DenseProbeConfig(
+        checkpoint=_checkpoint(checkpoint),
+        model=model,
+        train=train,
+        tests=_splits(tests),
+        out=out,
+        modes=chosen,
+        headline=chosen[0],
+        seeds=tuple(range(seeds)),
+    )
+    _print(run(override(config, settings)))
+
+
+@command.command()
+@_common
+@click.option("--data", type=PATH, required=True, help="Scenes with captions.")
+@click.option("--captions", type=PATH, help="Folder of caption sidecars instead of the oracle's.")
+@click.option("--samples", type=click.IntRange(min=1), help="First so many pictures; all without.")
+@click.option("--split", default="seen", show_default=True, help="Name of the data in the results.")
+def retrieval(**options: Any) -> None:
+    """Recall at 1, 5 and 10 in both directions."""
+    from capwright.evaluate.retrieval import RetrievalConfig, run
+
+    _print(run(RetrievalConfig(**options | {"checkpoint": _checkpoint(options["checkpoint"])})))
+
+
+@command.command()
+@_common
+@click.option("--data", type=PATH, required=True, help="Labelled scenes.")
+@click.option(
+    "--names",
+    type=click.Choice(["objects", "classes"]),
+    default="objects",
+    show_default=True,
+    help="Words that stand for a class.",
+)
+@click.option("--samples", type=click.IntRange(min=1), help="First so many pictures; all without.")
+@click.option("--split", default="seen", show_default=True, help="Name of the data in the results.")
+def classification(**options: Any) -> None:
+    """Zero-shot class of the largest object, from text alone."""
+    from capwright.evaluate.classification import ClassificationConfig, run
+
+    _print(
+        run(ClassificationConfig(**options | {"checkpoint": _checkpoint(options["checkpoint"])}))
+    )
+
+
+def _checkpoint(text: str) -> str | None:
+    return None if text == SCRATCH else text
+
+
+def _splits(texts: tuple[str, ...]) -> dict[str, Path]:
+    from capwright.core.errors import CapwrightError
+
+    splits: dict[str, Path] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path or name in splits:
+            raise CapwrightError(
+                f"--test {text!r} is not a new SPLIT=SCENES: "
+                "write it as seen=FOLDER, each split once"
+            )
+        splits[name] = Path(path)
+    return splits
+
+
+def _print(summary: Any) -> None:
+    from capwright.core.config import as_dict
+
+    click.echo(json.dumps(as_dict(summary)))
