@@ -13,7 +13,7 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--all-arms", is_flag=True, help="Add the arms oracle and mae.")
 @click.option("--cutouts", type=FOLDER, help="Your own RGBA cut-outs with captions.")
 def command(out: Path, quick: bool, all_arms: bool, cutouts: Path | None) -> None:
-    """Run the whole story on this machine: captions, CLIP, probes, report."""
+    """Run the whole story: captions, CLIP, probes, report."""
     from capwright.recipes import demo
 
     arms = demo.ALL_ARMS if all_arms else demo.SHORT_ARMS

@@ -12,7 +12,7 @@ import click
 @click.option("--with", "backend", type=click.Choice(["small"]), default="small", help="Captioner.")
 @click.option("--set", "settings", multiple=True, metavar="A.B=VALUE", help="Change a field.")
 def command(corpus: str, work: Path, backend: str, settings: tuple[str, ...]) -> None:
-    """Describe every picture: several captions each, as sidecars in WORK."""
+    """Describe every picture, several captions each."""
     from capwright.captions.describe.small import DescribeConfig, run
     from capwright.core.config import as_dict, override
     from capwright.corpus import index

@@ -12,7 +12,7 @@ import click
 @click.option("--with", "way", type=click.Choice(["rules"]), default="rules", help="Way to fuse.")
 @click.option("--set", "settings", multiple=True, metavar="A.B=VALUE", help="Change a field.")
 def command(corpus: str, work: Path, way: str, settings: tuple[str, ...]) -> None:
-    """Fuse alt text and description into one caption with nothing invented."""
+    """Fuse alt text and description into one caption."""
     from capwright.captions.fuse.rules import FuseConfig, run
     from capwright.core.config import as_dict, override
     from capwright.corpus import index

@@ -14,7 +14,10 @@ import click
     help="Go on from the last checkpoint (auto, the default) or refuse to.",
 )
 def command(recipe: str, settings: tuple[str, ...], resume: str | None) -> None:
-    """Pretrain by RECIPE: a name in capwright.recipes or a path to a .py file with config()."""
+    """Pretrain encoders by a recipe.
+
+    RECIPE is a name in capwright.recipes or the path of a .py file with config().
+    """
     from capwright.core.config import as_dict, override
     from capwright.pretrain.engine import run
     from capwright.recipes.load import load_recipe

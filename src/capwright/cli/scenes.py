@@ -35,7 +35,7 @@ def command(
     shard_size: int,
     workers: int,
 ) -> None:
-    """Compose scenes with masks, depth and boxes, from cut-outs with captions."""
+    """Compose scenes with masks, depth and boxes."""
     from capwright.core.config import as_dict
     from capwright.datasets.scenes import SceneConfig, run
 

@@ -11,7 +11,7 @@ import click
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Work folder.")
 @click.option("--set", "settings", multiple=True, metavar="A.B=VALUE", help="Change a field.")
 def command(corpus: str, work: Path, settings: tuple[str, ...]) -> None:
-    """Keep, replace or drop captions by their scores, with counted reasons."""
+    """Keep, replace or drop captions by their scores."""
     from capwright.captions.select import SelectConfig, run
     from capwright.core.config import as_dict, override
     from capwright.corpus import index
