@@ -7,7 +7,7 @@ Capwright's captions close), `captions` (precision and recall of the named objec
 
 import json
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,12 +132,9 @@ def _rows(folder: Path) -> list[rows.Result]:
 
 
 def _decisions(selected: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How often each reason was the decision on a picture (the first row of its candidates)."""
-    counts: dict[str, int] = defaultdict(int)
-    for row in selected:
-        if row["reason"]:
-            counts[row["reason"]] += 1
-    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+    """How often each reason was the decision on a picture: the first row of its candidates."""
+    first = {row["key"]: row["reason"] for row in reversed(selected)}
+    return dict(Counter(first.values()).most_common())
 
 
 def _histograms(selected: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:

@@ -82,7 +82,10 @@ def _bar(row: Bar, y: float, height: float, scale: float) -> Markup:
 def histograms(
     edges: Sequence[float], counts: Mapping[str, Sequence[float]], names: Mapping[str, str]
 ) -> Markup:
-    """One row a series over a common axis, as shares of the series, with its median marked."""
+    """One row a series over a common axis, with its median marked.
+
+    Heights are square roots of shares of the series, so that a thin tail stays visible.
+    """
     if not counts:
         return Markup("")
     left, right, row_height = 112.0, 44.0, 46.0
@@ -92,7 +95,9 @@ def histograms(
     def at(value: float) -> float:
         return left + (value - edges[0]) / span * room
 
-    shares = {key: [n / (sum(series) or 1) for n in series] for key, series in counts.items()}
+    shares = {
+        key: [math.sqrt(n / (sum(series) or 1)) for n in series] for key, series in counts.items()
+    }
     top = max(max(series) for series in shares.values()) or 1.0
     drawn = []
     for number, (key, series) in enumerate(shares.items()):
@@ -109,7 +114,7 @@ def histograms(
         drawn.append(_median_mark(edges, counts[key], at, base, row_height))
     base = len(shares) * row_height
     drawn += [_tick(at(value), base, value) for value in ticks(edges[0], edges[-1], 5)]
-    return _figure(drawn, base + 26, "Scores of captions by source, as shares of each source")
+    return _figure(drawn, base + 26, "Scores of captions by source")
 
 
 def _median_mark(

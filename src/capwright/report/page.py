@@ -22,6 +22,7 @@ from capwright.report import charts, metrics, pictures
 from capwright.report.run_files import Pictures, RunFiles, read_run
 
 BASE_ARM = "alt"
+DEPTH_MARGIN = 4.0  # colours tell predictions apart that are off by less than this factor
 SOURCE_NAMES = {
     "alt": "alt text",
     "description": "description",
@@ -299,17 +300,18 @@ def split_grid(split: str, found: Pictures, classes: int, most: int) -> dict[str
 def _picture(found: Pictures, number: int, classes: int) -> dict[str, Any]:
     seg_HW, depth_HW = found.seg_NSS[number], found.depth_NSS[number]
     near, far = pictures.depth_range(depth_HW)
+    scale = pictures.depth_range(depth_HW, DEPTH_MARGIN)
     return {
         "photo": pictures.photo_uri(found.images_NSS3[number]),
         "mask": pictures.mask_uri(seg_HW, classes),
-        "depth": pictures.depth_uri(depth_HW, near, far),
+        "depth": pictures.depth_uri(depth_HW, *scale),
         "range": f"{near:.1f} to {far:.1f} m",
         "arms": [
             {
                 "arm": arm,
                 "mask": pictures.mask_uri(labels[number], classes),
                 "iou": f"{picture_miou(labels[number], seg_HW):.0%}",
-                "depth": pictures.depth_uri(found.depth_by_arm[arm][number], near, far),
+                "depth": pictures.depth_uri(found.depth_by_arm[arm][number], *scale),
                 "rmse": f"{picture_rmse(found.depth_by_arm[arm][number], depth_HW):.2f} m",
             }
             for arm, labels in found.seg_by_arm.items()

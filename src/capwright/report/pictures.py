@@ -41,21 +41,25 @@ def mask_uri(labels_HW: NDArray[np.uint8], classes: int) -> str:
 
 
 def depth_uri(depth_HW: NDArray[np.float32], near_m: float, far_m: float) -> str:
-    """A depth map as a PNG data URI; colours are even in 1/depth, as the eye sees distance."""
-    inverse_near, inverse_far = 1 / near_m, 1 / max(far_m, near_m * 1.01)
+    """A depth map as a PNG data URI; colours are even in log depth, so ratios look alike."""
+    low, high = np.log(near_m), np.log(max(far_m, near_m * 1.01))
     clipped = np.clip(np.nan_to_num(depth_HW, nan=far_m, posinf=far_m), near_m, far_m)
-    position = (inverse_near - 1 / clipped) / (inverse_near - inverse_far)
-    levels = np.clip(np.rint(position * 255), 0, 255).astype(np.uint8)
-    return _png(levels, depth_colours())
+    levels = np.rint((np.log(clipped) - low) / (high - low) * 255)
+    return _png(np.clip(levels, 0, 255).astype(np.uint8), depth_colours())
 
 
-def depth_range(depth_HW: NDArray[np.float32]) -> tuple[float, float]:
-    """Nearest and farthest metres of a true depth map, without the outermost percent."""
+def depth_range(depth_HW: NDArray[np.float32], margin: float = 1.0) -> tuple[float, float]:
+    """Nearest and farthest metres of a true depth map, without the outermost percent.
+
+    The range is widened by the factor `margin` to both sides, so that predictions which are off
+    by less than that still differ in colour.
+    """
     valid = depth_HW[np.isfinite(depth_HW) & (depth_HW > 0)]
     if not valid.size:
         return 1.0, 10.0
     near, far = np.percentile(valid, [1, 99])
-    return max(float(near), 1e-2), max(float(far), float(near) * 1.01, 2e-2)
+    near, far = max(float(near), 1e-2), max(float(far), float(near) * 1.01, 2e-2)
+    return near / margin, far * margin
 
 
 def depth_colours() -> NDArray[np.uint8]:
