@@ -83,7 +83,6 @@ def pretrain(config: DemoConfig, arm: str) -> None:
             objectives={"masked_autoencoder" if arm == "mae" else "contrastive": 1.0},
             samples=config.samples,
             warmup_samples=config.samples // 15,
-            learning_rate=2e-3,
             batch_size=config.batch,
             seed=config.seed,
         )
