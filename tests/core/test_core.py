@@ -11,7 +11,7 @@ from capwright.core.config import as_dict, digest, override
 from capwright.core.errors import CapwrightError
 from capwright.core.failures import Failures
 from capwright.core.files import atomic_path, read_json, write_json
-from capwright.core.progress import Progress, duration
+from capwright.core.progress import Progress, Steps, duration
 from capwright.core.run_folder import MetricsLog, claim
 
 
@@ -97,6 +97,20 @@ def test_progress_says_rate_failures_and_time(capsys: pytest.CaptureFixture[str]
     assert "decode: 4/4 pictures" in (line := capsys.readouterr().err)
     assert "1 failed, loss 2.0, took 0s" in line
     assert [duration(s) for s in (4, 200, 7500)] == ["4s", "3m20s", "2h05m"]
+
+
+def test_steps_scale_what_is_left_by_the_pace(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("capwright.core.progress.time.monotonic", lambda: now[0])
+    steps = Steps({"a": 10, "b": 30})
+    steps.begin("a")
+    now[0] += 20  # twice as slow as usual
+    steps.begin("b")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "[1/2] a (0s passed, about 40s left)"
+    assert second == "[2/2] b (20s passed, about 1m00s left)"
 
 
 def test_metrics_are_a_line_each(tmp_path: Path) -> None:

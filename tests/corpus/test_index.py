@@ -106,12 +106,24 @@ def test_refusals(tmp_path: Path, members: list[tuple[str, bytes]], message: str
         )
 
 
+def test_the_same_shards_by_another_name_are_the_same_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(tmp_path / "one/00000.tar", pair("a"))
+    run(IndexConfig(corpus=str(tmp_path / "one"), work=tmp_path / "work"))
+    monkeypatch.chdir(tmp_path)
+    assert run(IndexConfig(corpus="one/*.tar", work=tmp_path / "work")).samples == 1
+
+
 def test_another_corpus_in_the_same_work_folder_is_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "one/00000.tar", pair("a"))
     write_tar(tmp_path / "two/00000.tar", pair("b"))
     run(IndexConfig(corpus=str(tmp_path / "one"), work=tmp_path / "work"))
     with pytest.raises(CapwrightError, match="was made with another plan"):
         run(IndexConfig(corpus=str(tmp_path / "two"), work=tmp_path / "work"))
+    write_tar(tmp_path / "one/00000.tar", pair("a") + pair("b"))
+    with pytest.raises(CapwrightError, match="was made with another plan"):
+        run(IndexConfig(corpus=str(tmp_path / "one"), work=tmp_path / "work"))
     with pytest.raises(CapwrightError, match="has no index: run `capwright index"):
         load_index(tmp_path / "nowhere")
 

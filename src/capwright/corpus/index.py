@@ -68,7 +68,7 @@ def run(config: IndexConfig) -> IndexSummary:
     """
     shards = find_shards(config.corpus)
     folder = config.work / "index"
-    claim(folder, {"corpus": config.corpus, "shards": sorted(shards)})
+    claim(folder, {"shards": {name: [path, _size(path)] for name, path in shards.items()}})
     failures = Failures("samples", config.max_failure_rate)
     with Progress("index", len(shards), "shards") as progress:
         for name, path in sorted(shards.items()):
@@ -132,6 +132,11 @@ def load_index(work: Path) -> pa.Table:
 def shard_names(index: pa.Table) -> list[str]:
     """Names of the shards in the order of the index."""
     return list(dict.fromkeys(index["shard"].to_pylist()))
+
+
+def _size(address: str) -> int:
+    filesystem, path = fsspec.core.url_to_fs(address)
+    return int(filesystem.size(path))
 
 
 def _refuse_duplicate_keys(rows: list[dict[str, Any]], path: str) -> None:

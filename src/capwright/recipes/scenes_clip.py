@@ -2,7 +2,7 @@
 
     capwright scenes --out runs/scenes --count 8000
     capwright index runs/scenes --work runs/work
-    capwright describe runs/work --with small      (then fuse, score, select)
+    capwright describe runs/scenes --work runs/work   (then fuse, score, select)
     capwright pretrain scenes_clip
 
 Hardware: two CPU cores, about 2 minutes. A recipe of your own is a Python file with a `config()`
