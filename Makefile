@@ -8,8 +8,7 @@
 #   make docs                docs/commands.md from the commands themselves
 #
 # PYTHON     the Python (3.11 or newer) that makes the environment.
-# PIP_ARGS   goes to every pip install. On Linux without a GPU this saves gigabytes:
-#            make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# PIP_ARGS   goes to every pip install, for example to choose the index of a CPU build of PyTorch.
 
 PYTHON   ?= python3
 PIP_ARGS ?=
