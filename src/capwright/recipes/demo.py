@@ -105,11 +105,11 @@ def _usual_seconds(config: DemoConfig, step: str) -> float:
     """Usual seconds of a step on two cores, from the runs in docs/log.md."""
     kind = step.partition(" ")[0]
     if kind == "pretrain":
-        return config.samples / 650
+        return config.samples / 700
     if kind == "evaluate":
-        return 5.0 if config.quick else 50.0
-    per_picture = {"scenes": 0.003, "describe": 0.02, "fuse,": 0.006, "report": 0.0}
-    fixed = {"scenes": 5.0, "describe": 10.0 if config.quick else 60.0, "fuse,": 10.0, "report": 5}
+        return 5.0 if config.quick else 70.0
+    per_picture = {"scenes": 0.002, "describe": 0.014, "fuse,": 0.002, "report": 0.0}
+    fixed = {"scenes": 5.0, "describe": 10.0 if config.quick else 60.0, "fuse,": 6.0, "report": 5}
     return fixed[kind] + per_picture[kind] * config.pictures
 
 

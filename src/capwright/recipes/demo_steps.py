@@ -128,14 +128,16 @@ def probe_recipe(config: DemoConfig) -> ProbeRecipe:
     """dense-probe/v1, or for a quick demo a shorter probe under another version."""
     if not config.quick:
         return ProbeRecipe(train_samples=config.labelled, test_samples=config.tested)
+    short = Schedule(
+        samples=250, batch=25, learning_rate=1e-3, encoder_learning_rate=3e-4, layer_decay=0.75
+    )
     return ProbeRecipe(
         train_samples=config.labelled,
         test_samples=config.tested,
         views=1,
-        frozen=Schedule(samples=1_500, batch=50, learning_rate=3e-3),
-        finetuned=Schedule(
-            samples=500, batch=50, learning_rate=1e-3, encoder_learning_rate=3e-4, layer_decay=0.75
-        ),
+        frozen=Schedule(samples=800, batch=50, learning_rate=3e-3),
+        finetuned=short,
+        from_scratch=short,
     )
 
 
