@@ -12,12 +12,13 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--quick", is_flag=True, help="The same plumbing in under two minutes.")
 @click.option("--all-arms", is_flag=True, help="Add the arms oracle and mae.")
 @click.option("--cutouts", type=FOLDER, help="Your own RGBA cut-outs with captions.")
-def command(out: Path, quick: bool, all_arms: bool, cutouts: Path | None) -> None:
+@click.option("--seed", default=0, help="Other scenes, other first weights.")
+def command(out: Path, quick: bool, all_arms: bool, cutouts: Path | None, seed: int) -> None:
     """Run the whole story: captions, CLIP, probes, report."""
     from capwright.recipes import demo
 
     arms = demo.ALL_ARMS if all_arms else demo.SHORT_ARMS
     make = demo.quick if quick else demo.DemoConfig
-    results = demo.run(make(out=out, arms=arms, cutouts=cutouts))
+    results = demo.run(make(out=out, arms=arms, cutouts=cutouts, seed=seed))
     click.echo(demo.table(results))
     click.echo(f"report: {out / 'report.html'}")

@@ -68,10 +68,12 @@ class DemoConfig:
         return {k: v for k, v in as_dict(self).items() if k not in ("out", "arms", "cutouts")}
 
 
-def quick(out: Path, arms: tuple[str, ...] = SHORT_ARMS, cutouts: Path | None = None) -> DemoConfig:
+def quick(
+    out: Path, arms: tuple[str, ...] = SHORT_ARMS, cutouts: Path | None = None, seed: int = 0
+) -> DemoConfig:
     """The same plumbing in under two minutes."""
     return DemoConfig(
-        out=out, arms=arms, cutouts=cutouts, quick=True,
+        out=out, arms=arms, cutouts=cutouts, seed=seed, quick=True,
         pictures=1000, labelled=100, tested=60, samples=5_120, batch=128, probe_seeds=1,
     )  # fmt: skip
 
