@@ -14,7 +14,7 @@ from capwright.corpus.index import load_index, shard_names
 
 def test_one_record_a_picture_with_both_maps(featured: Path) -> None:
     table = load_index(featured)
-    records = features.load_features(featured, table)
+    records = features.load_features(featured)
     assert len(records) == table.num_rows
     assert records["middle"].shape[1:] == (112, 4, 4)
     assert records["deep"].shape[1:] == (320, 2, 2)

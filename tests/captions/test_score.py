@@ -1,5 +1,7 @@
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +14,17 @@ from capwright.captions.runner import stage_folder
 from capwright.captions.score import clip, tower
 from capwright.captions.score.calibration import shuffled
 from capwright.captions.score.clip import ScoreConfig
+from capwright.captions.score.judge import embedded_judge, reference_rows
+from capwright.captions.score.open_clip_judge import OpenClipJudge
 from capwright.captions.score.tower import Tower, TowerConfig, contrastive_loss
 from capwright.captions.select import SelectConfig
 from capwright.captions.select import run as select
 from capwright.core.errors import CapwrightError
-from capwright.corpus.index import load_index, shard_names
+from capwright.corpus import index
+from capwright.corpus.index import index_shards, load_shard
+from capwright.corpus.places import places
 from capwright.corpus.sidecars import read_sidecars, write_sidecar
+from capwright.models.text import word_text_config, write_word_tokenizer
 
 TINY = TowerConfig(width=16, hidden=16, steps=30, batch_size=16)
 WORDS = ("ape", "bear", "crow", "duck")
@@ -89,12 +96,11 @@ def test_text_that_fits_all_pictures_alike_says_nothing() -> None:
 @pytest.fixture
 def described(work: Path) -> Path:
     """The work folder with two captions a picture, the first of which repeats the alt text."""
-    index = load_index(work)
-    for shard in shard_names(index):
+    for shard in index_shards(work):
+        table = load_shard(work, shard, ["key", "text"])
         rows = [
             {"key": key, "source": "describe-small", "text": text}
-            for key, alt in zip(index["key"].to_pylist(), index["text"].to_pylist(), strict=True)
-            if key.startswith(shard)
+            for key, alt in zip(table["key"].to_pylist(), table["text"].to_pylist(), strict=True)
             for text in (alt, "a ruby on the left.")
         ]
         write_sidecar(stage_folder(work, "describe-small"), shard, rows)
@@ -137,19 +143,104 @@ def test_any_open_clip_checkpoint_takes_the_towers_place(described: Path, tmp_pa
     rows = read_sidecars(stage_folder(described, "score-clip")).to_pylist()
     assert scored.captions == len(rows)
     assert {row["model"] for row in rows} == {str(checkpoint)}
+    assert len({row["revision"] for row in rows}) == 1 and rows[0]["revision"]
+    assert {row["clip_windows"] for row in rows} == {1}
     values = np.array([row["score"] for row in rows])
     assert 0.2 < values.mean() < 0.8 and values.std() > 0.05  # untrained: calibrated all the same
     assert not (described / "models" / "clip-tower").exists()
 
 
-def tiny_open_clip(folder: Path) -> Path:
-    """An untrained checkpoint in open_clip's form, small enough to build here."""
+def test_a_long_text_is_the_weighted_mean_of_its_windows(work: Path, tmp_path: Path) -> None:
+    checkpoint = tiny_open_clip(tmp_path / "tiny", context_length=12)
+    judge = OpenClipJudge(str(checkpoint), work, seed=0)
+    table = load_shard(work, "00000").slice(3, 2)
+    parts = ["a red ruby on the left.", "a green emerald stands on the right side,"]
+    rest = "and a sapphire"
+    whole = " ".join([*parts, rest])
+    judged = judge.judge_shard(table, [[whole, *parts, rest], [whole, whole]])
+    long, *short = judged[0]
+    assert (long.windows, [one.windows for one in short]) == (3, [1, 1, 1])
+    weights = np.array([judge.count(text) for text in (*parts, rest)], float)
+    similar = np.array([one.similarity for one in short])
+    assert long.similarity == pytest.approx(weights @ similar / weights.sum(), abs=1e-5)
+    assert judged[1][0] == judged[1][1]
+    cut = judge.judge_shard(table, [[parts[0]], []])
+    assert cut[0][0].similarity == pytest.approx(short[0].similarity, abs=1e-5)
+    assert cut[1] == []
+
+
+def test_a_checkpoint_with_a_tokenizer_of_its_own(work: Path, tmp_path: Path) -> None:
+    texts = ["a red ruby on the left.", "a green emerald, a sapphire and a ruby."]
+    checkpoint = tiny_open_clip(tmp_path / "tiny", context_length=8, words=texts)
+    judge = OpenClipJudge(str(checkpoint), work, seed=0)
+    table = load_shard(work, "00000").slice(0, 1)
+    judged = judge.judge_shard(table, [[*texts, " ".join(texts)]])[0]
+    assert [one.windows for one in judged] == [2, 2, 4]
+    assert all(0 <= one.score <= 1 for one in judged)
+
+
+def test_the_tower_reads_long_texts_in_windows_too(work: Path) -> None:
+    short = TowerConfig(width=16, hidden=16, steps=3, batch_size=16, max_words=4)
+    judge = embedded_judge(work, short, 64, "human_caption")
+    table = load_shard(work, "00001").slice(5, 1)
+    texts = ["a ruby, left.", "an emerald on top", "a ruby, left. an emerald on top"]
+    one, other, both = judge.judge_shard(table, [texts])[0]
+    assert (one.windows, both.windows) == (1, 2)
+    expected = (3 * (one.similarity or 0) + 4 * (other.similarity or 0)) / 7
+    assert both.similarity == pytest.approx(expected, abs=1e-5)
+    whole = judge.judge_shard(
+        load_shard(work, "00001"), [texts if i == 5 else [] for i in range(24)]
+    )
+    assert [j.similarity for j in whole[5]] == pytest.approx(
+        [j.similarity for j in (one, other, both)], abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("model", ["", "tiny"])
+def test_an_unreadable_picture_has_its_rows_and_a_reason(
+    corpus: Path, tmp_path: Path, model: str
+) -> None:
+    work, broken = tmp_path / "work", tmp_path / "corpus"
+    shutil.copytree(corpus, broken)
+    index.run(index.IndexConfig(corpus=str(broken), work=work))
+    place = places(load_shard(work, "00000").slice(7, 1))[0]
+    with Path(place.file).open("r+b") as file:
+        file.seek(place.offset)
+        file.write(b"x" * place.size)
+    options = {"model": str(tiny_open_clip(tmp_path / "tiny"))} if model else {}
+    config = ScoreConfig(work=work, picture_size=64, tower=TINY, **options)
+    summary = clip.run(config)
+    rows = read_sidecars(stage_folder(work, "score-clip")).to_pylist()
+    bad = [row for row in rows if row["reason"]]
+    assert {row["key"] for row in bad} == {"000000007"} and len(bad) == 2
+    assert all(row["reason"].startswith("failed: unreadable picture") for row in bad)
+    assert all(row["score"] == 0 and row["clip_similarity"] is None for row in bad)
+    assert not any(row["keep"] for row in bad)
+    assert summary.kept == len(rows) - 2
+
+
+def test_reference_pictures_come_from_everywhere_and_from_the_sizes_alone() -> None:
+    sizes = {"a": 3000, "b": 1, "c": 3000}
+    rows = reference_rows(sizes, seed=0)
+    assert sum(map(len, rows.values())) == 128
+    assert 30 < len(rows["a"]) < 98
+    assert all(0 <= row < sizes[shard] for shard, some in rows.items() for row in some)
+    again = reference_rows(sizes, seed=0)
+    assert all((rows[shard] == again[shard]).all() for shard in rows)
+    assert rows["a"].tolist() != reference_rows(sizes, seed=1)["a"].tolist()
+    assert {s: r.tolist() for s, r in reference_rows({"a": 2, "b": 1}, 0).items()} == {
+        "a": [0, 1], "b": [0],
+    }  # fmt: skip
+
+
+def tiny_open_clip(folder: Path, context_length: int = 77, words: Sequence[str] = ()) -> Path:
+    """An untrained checkpoint in open_clip's form; `words` are those of its own tokenizer."""
     from safetensors.torch import save_file
 
     from capwright.core.files import write_json
     from capwright.models import towers
 
-    config = {
+    config: dict[str, Any] = {
         "embed_dim": 16,
         "vision_cfg": {
             "image_size": 32,
@@ -159,16 +250,19 @@ def tiny_open_clip(folder: Path) -> Path:
             "patch_size": 8,
         },
         "text_cfg": {
-            "context_length": 77,
+            "context_length": context_length,
             "vocab_size": 49408,
             "width": 16,
             "heads": 2,
             "layers": 1,
         },
     }
+    if words:
+        size = write_word_tokenizer(folder, words, vocabulary=99, min_count=1)
+        config["text_cfg"] |= word_text_config(size)
     torch.manual_seed(0)
     model = towers.build(config)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     written = {
         "model_cfg": towers.model_config(config),
         "preprocess_cfg": towers.preprocess_config(config),

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from capwright.core.config import as_dict, digest, override
 from capwright.core.errors import CapwrightError
 from capwright.core.failures import Failures
 from capwright.core.files import atomic_path, read_json, write_json
-from capwright.core.progress import Progress, Steps, duration
+from capwright.core.progress import Progress, Steps, duration, rate
 from capwright.core.run_folder import MetricsLog, claim
 
 
@@ -65,12 +66,16 @@ def test_a_folder_belongs_to_one_plan(tmp_path: Path) -> None:
 
 def test_atomic_path_leaves_the_old_file_on_an_error(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": 1})
-    (tmp_path / ".a.json.partial").write_text("left by a killed run")
+    (tmp_path / ".a.json.0123abcd.partial").write_text("left by a killed run")
     with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "a.json") as temporary:
         temporary.write_text("half")
         raise ZeroDivisionError
     assert read_json(tmp_path / "a.json") == {"x": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    with atomic_path(tmp_path / "a.json") as one, atomic_path(tmp_path / "b.json") as other:
+        assert one != other and one.parent == other.parent == tmp_path
+        one.write_text("1")
+        other.write_text("2")
     with (
         pytest.raises(CapwrightError, match="No space left on device; free space"),
         atomic_path(tmp_path / "b"),
@@ -82,13 +87,24 @@ def test_atomic_path_leaves_the_old_file_on_an_error(tmp_path: Path) -> None:
 
 def test_failures_stop_above_the_rate() -> None:
     failures = Failures("pictures", max_rate=0.1)
-    failures.ok(30)
-    for _ in range(3):
-        failures.add("truncated")
+    failures.ok(91)
+    failures.merge({"truncated": 8, "too large": 2, "empty": 4, "odd": 1}, 15)
+    failures.add("too large")  # 16 of 107 are within three standard deviations of 10.7
     with pytest.raises(
-        CapwrightError, match=r"4 of 34 pictures failed.*3 x truncated; 1 x too large"
+        CapwrightError,
+        match=r"16 of 107 pictures failed, more than the allowed share 0\.1 "
+        r"\(8 x truncated; 4 x empty; 3 x too large\): repair the input or raise",
     ):
-        failures.add("too large")
+        failures.check()
+    with pytest.raises(CapwrightError, match=r"\(29 x truncated; 4 x empty; 3 x too large\)"):
+        failures.merge({"truncated": 21}, 21)
+
+
+def test_counts_of_a_run_are_watched() -> None:
+    failures = Failures("pictures", max_rate=0.0, advice="call someone")
+    failures.watch(Counter({"bad": 3}), 19)
+    with pytest.raises(CapwrightError, match=r"3 of 20 .*: call someone"):
+        failures.watch(Counter({"bad": 3}), 20)
 
 
 def test_progress_says_rate_failures_and_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +113,32 @@ def test_progress_says_rate_failures_and_time(capsys: pytest.CaptureFixture[str]
     assert "decode: 4/4 pictures" in (line := capsys.readouterr().err)
     assert "1 failed, loss 2.0, took 0s" in line
     assert [duration(s) for s in (4, 200, 7500)] == ["4s", "3m20s", "2h05m"]
+    assert [rate(n, 2.0, "a") for n in (0, 1, 15, 3000)] == [
+        "0 a/s",
+        "0.5 a/s",
+        "7.5 a/s",
+        "1,500 a/s",
+    ]
+
+
+def test_progress_leaves_the_warm_up_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("capwright.core.progress.time.monotonic", lambda: now[0])
+    with Progress("describe", 300, "pictures") as progress:
+        now[0] = 100.0
+        progress.warmed_up()
+        now[0] = 110.0
+        progress.reached(200, 1, note="2 x odd")
+        progress.say("a worker ended")
+        now[0] = 120.0
+        progress.reached(300, 1)
+        now[0] = 500.0  # tidying up
+    first, said, *_, last = capsys.readouterr().err.splitlines()
+    assert first == "describe: 200/300 pictures, 20 pictures/s, 1 failed, 2 x odd, 5s left"
+    assert said == "a worker ended"
+    assert last == "describe: 300/300 pictures, 15 pictures/s, 1 failed, 2 x odd, took 20s"
 
 
 def test_steps_scale_what_is_left_by_the_pace(

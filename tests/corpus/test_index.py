@@ -53,8 +53,8 @@ def test_index_reads_back_by_offset(tmp_path: Path) -> None:
     assert [m["suffix"] for m in rows[0]["members"]] == ["jpg", "txt", "json", "seg.png"]
     with ByteReader() as reader:
         labels = rows[1]["members"][3]
-        assert reader.read(rows[1]["shard_path"], labels["offset"], labels["size"]) == b"labels"
-        data = reader.read(rows[1]["shard_path"], rows[1]["image_offset"], rows[1]["image_size"])
+        assert reader.read(rows[1]["file"], labels["offset"], labels["size"]) == b"labels"
+        data = reader.read(rows[1]["file"], rows[1]["image_offset"], rows[1]["image_size"])
     assert decode_rgb(data, size=8)[4, 4, 2] > 200
 
 

@@ -9,7 +9,12 @@ from capwright.core.errors import CapwrightError
 from capwright.corpus.sidecars import captions_of, has_sidecar, read_sidecars, write_sidecar
 
 INDEX = pa.table(
-    {"key": ["1", "2", "1"], "shard": ["a", "a", "b"], "text": ["alt one", "", "alt three"]}
+    {
+        "key": ["1", "2", "1"],
+        "shard": ["a", "a", "b"],
+        "text": ["alt one", "", "alt three"],
+        "more_texts": [["again"], [], None],
+    }
 )
 
 
@@ -31,7 +36,7 @@ def test_join_is_per_shard_and_in_file_order(tmp_path: Path) -> None:
     write_sidecar(tmp_path, "b", [{"key": "1", "source": "x", "text": "other shard"}])
     assert captions_of(INDEX, tmp_path) == [["first", "next"], ["second"], ["other shard"]]
     assert captions_of(INDEX, tmp_path, ("y",)) == [["first"], [], []]
-    assert captions_of(INDEX, None) == [["alt one"], [], ["alt three"]]
+    assert captions_of(INDEX, None) == [["alt one", "again"], [], ["alt three"]]
     assert read_sidecars(tmp_path)["reason"].to_pylist()[1] == "alt junk"
 
 

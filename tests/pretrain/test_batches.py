@@ -210,8 +210,8 @@ def test_a_changed_shard_is_named(work: Path, tmp_path: Path) -> None:
     index = load_index(work)
     broken = tmp_path / "00000.tar"
     broken.write_bytes(bytes(100_000))
-    column = index.schema.get_field_index("shard_path")
-    index = index.set_column(column, "shard_path", [[str(broken)] * index.num_rows])
+    column = index.schema.get_field_index("file")
+    index = index.set_column(column, "file", [[str(broken)] * index.num_rows])
     with pytest.raises(CapwrightError, match=r"picture 000000000 in .*00000.tar cannot be decoded"):
         PixelsFromTars(index, SIDE)(np.array([0]))
 

@@ -25,8 +25,10 @@ from capwright.core.failures import Failures
 from capwright.core.files import atomic_path
 from capwright.core.progress import Progress
 from capwright.core.run_folder import claim
-from capwright.corpus.index import load_index, shard_names
-from capwright.corpus.pictures import ByteReader, PictureError, decode_rgb
+from capwright.corpus.index import load_shard as load_index_shard
+from capwright.corpus.index import shard_sizes
+from capwright.corpus.pictures import PictureError, decode_rgb
+from capwright.corpus.places import ByteReader, places
 from capwright.models import trunk as lite0
 
 
@@ -85,19 +87,19 @@ def run(config: FeaturesConfig) -> FeaturesSummary:
     """Compute what is missing; shards that are there stay as they are."""
     import torch
 
-    index = load_index(config.work)
     folder = features_folder(config.work)
     plan = {"trunk": lite0.revision(), "picture_size": config.picture_size}
     claim(folder, plan)
-    todo = [s for s in shard_names(index) if not (folder / f"{s}.npy").exists()]
+    sizes = shard_sizes(config.work)
+    todo = {s: n for s, n in sizes.items() if not (folder / f"{s}.npy").exists()}
     failures = Failures("pictures", config.max_failure_rate)
     computed = 0
     if todo:
         trunk = lite0.load_trunk()
-        rows = {s: index.filter(pa.compute.equal(index["shard"], s)) for s in todo}
-        total = sum(table.num_rows for table in rows.values())
+        total = sum(todo.values())
         with ByteReader() as reader, Progress("features", total, "pictures") as progress:
-            for shard, table in rows.items():
+            for shard in todo:
+                table = load_index_shard(config.work, shard)
                 records = np.zeros(table.num_rows, record_type(config.picture_size))
                 for start in range(0, table.num_rows, config.batch_size):
                     batch = table.slice(start, config.batch_size)
@@ -113,7 +115,7 @@ def run(config: FeaturesConfig) -> FeaturesSummary:
                 computed += table.num_rows
         failures.check()
     return FeaturesSummary(
-        pictures=index.num_rows,
+        pictures=sum(sizes.values()),
         computed=computed,
         failures=dict(failures.counts),
         folder=str(folder),
@@ -132,14 +134,15 @@ def load_shard(work: Path, shard: str) -> npt.NDArray[Any]:
     return records
 
 
-def load_features(work: Path, index: pa.Table) -> npt.NDArray[Any]:
+def load_features(work: Path) -> npt.NDArray[Any]:
     """The records of the whole index in memory, [N]; about 22 kB a picture at 128 pixels."""
-    parts = [load_shard(work, shard) for shard in shard_names(index)]
+    sizes = shard_sizes(work)
+    parts = [load_shard(work, shard) for shard in sizes]
     total = sum(len(part) for part in parts)
-    if total != index.num_rows:
+    if total != sum(sizes.values()):
         raise CapwrightError(
-            f"{features_folder(work)} holds {total} pictures and the index {index.num_rows}: "
-            "delete that folder and run again"
+            f"{features_folder(work)} holds {total} pictures and the index "
+            f"{sum(sizes.values())}: delete that folder and run again"
         )
     records = np.empty(total, parts[0].dtype)  # np.concatenate would undo the alignment
     start = 0
@@ -154,10 +157,9 @@ def _decode(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     pixels = np.zeros((batch.num_rows, size, size, 3), np.uint8)
     valid = np.zeros(batch.num_rows, np.bool_)
-    columns = (batch[c].to_pylist() for c in ("shard_path", "image_offset", "image_size"))
-    for row, (path, offset, length) in enumerate(zip(*columns, strict=True)):
+    for row, place in enumerate(places(batch)):
         try:
-            pixels[row] = decode_rgb(reader.read(path, offset, length), size=size)
+            pixels[row] = decode_rgb(reader.read(*place), size=size)
         except PictureError as error:
             failures.add(str(error))
         else:

@@ -1,9 +1,10 @@
 """The command `capwright`: one thin module per subcommand, found by its name.
 
 A module `capwright.cli.NAME` with an attribute `command` (a `click.Command`) is the subcommand
-NAME, underscores written as dashes. There is no list to keep: `capwright NAME` imports that one
-module alone, `capwright --help` imports them all, so they import nothing heavy (torch, timm,
-open_clip, transformers, pyarrow) before the command runs.
+NAME, underscores written as dashes; what several share is in modules whose name begins with one.
+There is no list to keep: `capwright NAME` imports that one module alone, `capwright --help` imports
+them all, so they import nothing heavy (torch, timm, open_clip, transformers, pyarrow) before the
+command runs.
 
 Results go to stdout, progress to stderr. A user's fault is one sentence on stderr and exit code 2.
 """
@@ -36,7 +37,7 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every subcommand, in alphabetical order."""
         names = (module.name for module in pkgutil.iter_modules(__path__))
-        return sorted(name.replace("_", "-") for name in names)
+        return sorted(name.replace("_", "-") for name in names if not name.startswith("_"))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the subcommand's module; None where there is none of that name."""

@@ -1,8 +1,10 @@
 """Files that are either complete or absent: write under a temporary name, then rename."""
 
 import errno
+import glob
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +14,7 @@ from typing import Any
 from capwright.core.errors import CapwrightError
 
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+TOKEN = "[0-9a-f]" * 8  # as a glob pattern
 
 
 @contextmanager
@@ -19,14 +22,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path (for a file or a folder) that becomes `path` when the block ends well.
 
     On an error the temporary is removed and `path` stays as it was. An existing folder is
-    replaced, and what a killed run left under the temporary name is cleared first. Raises
+    replaced, and what a killed run left for `path` is cleared first. No two calls share a
+    temporary, so that a process thought dead cannot spoil the file of its successor. Raises
     CapwrightError when the place cannot be written or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.{TOKEN}.partial"):
+            _remove(stale)
         yield temporary
+        if temporary.is_file():
+            _to_disk(temporary)
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)
@@ -38,6 +45,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 "free space or choose a folder you may write to, then run the same command again"
             ) from error
         raise
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed runs left half-written in `folder`; for the one who holds the folder."""
+    for stale in folder.glob(f".*.{TOKEN}.partial"):
+        _remove(stale)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -57,6 +70,12 @@ def read_json(path: Path) -> Any:
         raise CapwrightError(
             f"{path} is not valid JSON ({error}): delete it and run again"
         ) from None
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until the bytes are on the disk: some file systems say only now that it is full."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _remove(path: Path) -> None:

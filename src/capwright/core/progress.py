@@ -17,6 +17,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+def rate(count: float, seconds: float, unit: str) -> str:
+    """For example `31 pictures/s`, or `0.4 pictures/s` where whole numbers would hide it."""
+    value = count / max(seconds, 1e-9)
+    return f"{value:,.0f} {unit}/s" if value >= 10 or value == 0 else f"{value:.1f} {unit}/s"
+
+
 class Progress:
     """Progress of one long step; on a terminal the line is rewritten, elsewhere one is added
     every ten seconds.
@@ -27,18 +33,37 @@ class Progress:
         self.done = self._start = start
         self.failed = 0
         self._began = self._shown = time.monotonic()
+        self._ended: float | None = None
         self._note = ""
         self._live = sys.stderr.isatty()
 
+    @property
+    def seconds(self) -> float:
+        """Seconds that the rate is taken over: to the last unit, where all are done."""
+        return (self._ended or time.monotonic()) - self._began
+
+    def warmed_up(self) -> None:
+        """Take the rate from now on: what came before was preparation."""
+        self._began = time.monotonic()
+
     def advance(self, n: int = 1, failed: int = 0, note: str = "") -> None:
         """Count `n` more units (of which `failed` failed) and show the line if it is time."""
-        self.done += n
-        self.failed += failed
+        self.reached(self.done + n, self.failed + failed, note)
+
+    def reached(self, done: int, failed: int, note: str = "") -> None:
+        """Say how many units are done (of which `failed` failed); show the line if it is time."""
+        self.done, self.failed = done, failed
         self._note = note or self._note
         now = time.monotonic()
+        self._ended = now if done >= self.total else None
         if now - self._shown >= (0.2 if self._live else 10.0):
             self._shown = now
             self._write("\r" if self._live else "", "" if self._live else "\n")
+
+    def say(self, text: str) -> None:
+        """Write a line of its own."""
+        sys.stderr.write(f"\r\x1b[K{text}\n" if self._live else f"{text}\n")
+        sys.stderr.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -52,20 +77,19 @@ class Progress:
         self._write("\r" if self._live else "", "\n")
 
     def _write(self, before: str, after: str) -> None:
-        seconds = max(time.monotonic() - self._began, 1e-9)
-        rate = (self.done - self._start) / seconds
+        seconds = max(self.seconds, 1e-9)
+        done = self.done - self._start
         parts = [
             f"{self.label}: {self.done:,}/{self.total:,} {self.unit}",
-            f"{rate:,.0f} {self.unit}/s",
+            rate(done, seconds, self.unit),
         ]
         if self.failed:
             parts.append(f"{self.failed} failed")
         if self._note:
             parts.append(self._note)
         if self.done < self.total:
-            parts.append(
-                f"{duration((self.total - self.done) / rate)} left" if rate else "starting"
-            )
+            left = (self.total - self.done) * seconds / done if done > 0 else None
+            parts.append("starting" if left is None else f"{duration(left)} left")
         else:
             parts.append(f"took {duration(seconds)}")
         line = ", ".join(parts)

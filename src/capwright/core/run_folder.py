@@ -2,11 +2,16 @@
 
 `claim` makes a folder belong to one plan. The first run writes `manifest.json`; a rerun with the
 same plan goes on where it was, and one with another plan is refused with the differences, so that
-results never mix.
+results never mix. `only_one` keeps two runs from writing to a folder at once.
 """
 
+import fcntl
 import json
+import os
 import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +22,7 @@ from capwright.core.errors import CapwrightError
 from capwright.core.files import read_json, write_json
 
 PACKAGES = ("capwright", "torch", "open_clip_torch", "timm", "transformers", "pyarrow", "numpy")
+LOCK = ".lock"
 
 
 def versions() -> dict[str, str]:
@@ -55,6 +61,43 @@ def claim(folder: Path, plan: Any) -> None:
     )
 
 
+@contextmanager
+def only_one(folder: Path) -> Iterator[str]:
+    """Hold `folder` for this process while the block runs; the lock ends with the process.
+
+    Gives who holds it, which `holder` reads on every machine that sees the folder. Raises
+    CapwrightError when another process holds it, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a", encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            who = f"process {os.getpid()} on {platform.node()} since {time.strftime('%F %T')}"
+            lock.truncate(0)
+            lock.write(who)
+            lock.flush()
+        except BlockingIOError:
+            raise CapwrightError(
+                f"another run is writing to {folder} ({holder(folder)}): wait for it to end, "
+                "or give this run a work folder of its own"
+            ) from None
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        yield who
+
+
+def holder(folder: Path) -> str:
+    """Who held `folder` last, by `only_one`, as far as this machine can see."""
+    try:
+        return (folder / LOCK).read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
 class MetricsLog:
     """Appends one JSON object a line; each line is flushed, so a killed run loses none."""
 
@@ -77,6 +120,13 @@ class MetricsLog:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
+
+
+def _unwritable(folder: Path, error: OSError) -> CapwrightError:
+    return CapwrightError(
+        f"cannot write {folder}: {error.strerror}; free space or choose a folder you may write to, "
+        "then run the same command again"
+    )
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

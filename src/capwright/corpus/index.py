@@ -1,150 +1,273 @@
 """The index: every shard read once, a parquet row per sample, in the work folder and never beside
 the data.
 
-Reads a corpus (a path or glob pattern of WebDataset tars, through fsspec). Writes
-WORK/index/SHARD.parquet. Run: `capwright index CORPUS --work WORK`. The row number over all
-shards, sorted by name, is a sample's global index; whatever is random later is a function of
-(seed, global index), so workers and ranks cannot change it.
+Reads a corpus (see `reader.py` for the formats; every address through fsspec). Writes
+WORK/index/SHARD.parquet and manifest.json. Run: `capwright index CORPUS --work WORK`. The row
+number over all shards, sorted by name, is a sample's global index; whatever is random later is a
+function of (seed, global index), so workers and ranks cannot change it.
+
+A shard's parquet footer holds its digest and what was left out, so that neither has to be computed
+again over ten million rows.
 """
 
-from dataclasses import dataclass
+import importlib
+import itertools
+import json
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from capwright.core.config import as_dict, digest
 from capwright.core.errors import CapwrightError
 from capwright.core.failures import Failures
-from capwright.core.files import atomic_path
+from capwright.core.files import atomic_path, read_json, remove_partials
 from capwright.core.progress import Progress
-from capwright.core.run_folder import claim
-from capwright.corpus import webdataset
+from capwright.core.run_folder import claim, only_one
+from capwright.corpus.addresses import detect
+from capwright.corpus.reader import Reader, ReadOptions, Shard
 
-READERS = {".tar": webdataset.read_shard}
+FORMATS = ("webdataset", "delimited", "tables", "huggingface", "folder")
 MEMBER = pa.struct([("suffix", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("shard", pa.string()),
-        ("shard_path", pa.string()),
+        ("file", pa.string()),
         ("text", pa.string()),
+        ("more_texts", pa.list_(pa.string())),
         ("json", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("sha256", pa.string()),
+        ("phash", pa.int64()),
         ("image_offset", pa.int64()),
         ("image_size", pa.int64()),
+        ("image_column", pa.string()),
         ("members", pa.list_(MEMBER)),
     ]
 )
+DIGESTED = ("key", "sha256", "text", "more_texts", "json")
+FOOTER = b"capwright"
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig:
     """What to index and where to."""
 
-    corpus: str  # folder, tar or glob pattern, any fsspec address
-    work: Path  # work folder; the index goes to WORK/index
-    max_failure_rate: float = 0.05  # share of broken samples above which indexing stops
+    corpus: str
+    """Folder, file, glob or brace pattern, several joined by `::`; any fsspec address."""
+    work: Path
+    """Work folder; the index goes to WORK/index."""
+    max_failure_rate: float = 0.05
+    """Share of broken samples above which indexing stops."""
+    format: str = "auto"
+    """One of FORMATS, or auto."""
+    read: ReadOptions = field(default_factory=ReadOptions)
+    """What the layout leaves open."""
+    workers: int = 1
+    """Processes that read shards."""
+
+    def __post_init__(self) -> None:
+        if self.format not in ("auto", *FORMATS):
+            raise CapwrightError(
+                f"format is {self.format!r}, but must be auto, {', '.join(FORMATS)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexSummary:
-    """How much is indexed; `failures` counts what was left out, by reason (of this run only)."""
+    """How much is indexed; `failures` counts what was left out, by reason."""
 
     samples: int
     shards: int
     with_text: int
     failures: dict[str, int]
+    format: str
 
 
 def run(config: IndexConfig) -> IndexSummary:
     """Index the shards that have no parquet file yet.
 
-    Raises CapwrightError for a corpus without tars, two shards of one name, or too many broken
-    samples.
+    Raises CapwrightError for a corpus without samples, two shards of one name, a key that a shard
+    has twice, or too many broken samples.
     """
-    shards = find_shards(config.corpus)
+    kind = detect(config.corpus) if config.format == "auto" else config.format
+    shards = find_shards(config.corpus, kind, config.read)
     folder = config.work / "index"
-    claim(folder, {"shards": {name: [path, _size(path)] for name, path in shards.items()}})
-    failures = Failures("samples", config.max_failure_rate)
-    with Progress("index", len(shards), "shards") as progress:
-        for name, path in sorted(shards.items()):
-            target = folder / f"{name}.parquet"
-            if not target.exists():
-                reader = READERS[Path(path).suffix]
-                rows = [
-                    {**row, "shard": name, "shard_path": path} for row in reader(path, failures)
-                ]
-                _refuse_duplicate_keys(rows, path)
-                with atomic_path(target) as temporary:
-                    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
-            progress.advance()
-    failures.check()
-    table = load_index(config.work)
-    with_text = sum(bool(text) for text in table["text"].to_pylist())
+    with only_one(folder):
+        remove_partials(folder)
+        listed = {s.name: [s.address, s.size, s.start, s.stop] for s in shards}
+        claim(folder, {"format": kind, "read": as_dict(config.read), "shards": listed})
+        failures = Failures("samples", config.max_failure_rate)
+        missing = [s for s in shards if not (folder / f"{s.name}.parquet").exists()]
+        read = partial(_index_shard, folder, kind, config.read)
+        with Progress("index", len(missing), "shards") as progress:
+            for counts, samples in _each(read, missing, config.workers):
+                failures.merge(counts, samples + sum(counts.values()))
+                progress.advance(failed=sum(counts.values()))
+        failures.check()
+    notes = [_note(folder / f"{shard.name}.parquet") for shard in shards]
     return IndexSummary(
-        samples=table.num_rows,
+        samples=sum(note["samples"] for note in notes),
         shards=len(shards),
-        with_text=with_text,
-        failures=dict(failures.counts),
+        with_text=sum(note["with_text"] for note in notes),
+        failures=left_out(config.work),
+        format=kind,
     )
 
 
-def find_shards(corpus: str) -> dict[str, str]:
-    """Map shard names (file name without suffix) to addresses for a folder, a file or a glob
-    pattern.
-    """
-    filesystem, path = fsspec.core.url_to_fs(corpus)
-    if filesystem.isdir(path):
-        found = [p for p in filesystem.ls(path, detail=False) if Path(p).suffix in READERS]
-    else:
-        found = [p for p in filesystem.glob(path) if Path(p).suffix in READERS]
-    if not found:
-        raise CapwrightError(
-            f"no shards in {corpus!r}: expected a folder, file or pattern of "
-            f"{', '.join(READERS)} files"
+def run_as_before(corpus: str, work: Path) -> IndexSummary:
+    """Index what is missing, read as the index in WORK says it was read; for the later stages."""
+    manifest = work / "index" / "manifest.json"
+    if not manifest.exists():
+        return run(IndexConfig(corpus=corpus, work=work))
+    plan = read_json(manifest)["plan"]
+    read = ReadOptions(**plan["read"])
+    # what the first run let pass must not stop the stages after it
+    return run(
+        IndexConfig(
+            corpus=corpus, work=work, format=plan["format"], read=read, max_failure_rate=1.0
         )
-    shards: dict[str, str] = {}
-    for address in sorted(found):
-        name = Path(address).stem
-        if name in shards:
+    )
+
+
+def find_shards(corpus: str, kind: str, options: ReadOptions) -> list[Shard]:
+    """The shards of a corpus, sorted by name; raises CapwrightError where two have one name."""
+    shards = sorted(_reader(kind).find(corpus, options), key=lambda shard: shard.name)
+    for one, other in itertools.pairwise(shards):
+        if one.name == other.name:
             raise CapwrightError(
-                f"two shards are called {name!r} ({shards[name]}, {address}): "
+                f"two shards are called {one.name!r} ({one.address}, {other.address}): "
                 "index them into separate work folders"
             )
-        shards[name] = filesystem.unstrip_protocol(address).removeprefix("file://")
     return shards
 
 
-def load_index(work: Path) -> pa.Table:
-    """Return the whole index, shards sorted by name; raises CapwrightError where there is none."""
-    files = sorted((work / "index").glob("*.parquet"))
-    if not files:
+def index_shards(work: Path) -> list[str]:
+    """Names of the indexed shards, in order; raises CapwrightError where there is no index."""
+    names = sorted(file.stem for file in (work / "index").glob("*.parquet"))
+    if not names:
         raise CapwrightError(
             f"{work} has no index: run `capwright index CORPUS --work {work}` first"
         )
-    return pa.concat_tables([pq.read_table(file, schema=SCHEMA) for file in files])
+    return names
+
+
+def load_index(work: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The whole index, shards sorted by name; raises CapwrightError where there is none."""
+    return pa.concat_tables([load_shard(work, name, columns) for name in index_shards(work)])
+
+
+def load_shard(work: Path, shard: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one shard, in order."""
+    wanted = SCHEMA.names if columns is None else list(columns)
+    path = work / "index" / f"{shard}.parquet"
+    table = pq.read_table(path, columns=wanted, partitioning=None)
+    return table.replace_schema_metadata(None)
+
+
+def corpus_digest(work: Path) -> str:
+    """Twelve hex digits that change when a sample, its picture or its text does; for manifests."""
+    folder = work / "index"
+    return digest(
+        [[name, _note(folder / f"{name}.parquet")["digest"]] for name in index_shards(work)]
+    )
+
+
+def left_out(work: Path) -> dict[str, int]:
+    """Samples that are not in the index, counted by reason."""
+    counts: Counter[str] = Counter()
+    for name in index_shards(work):
+        counts.update(_note(work / "index" / f"{name}.parquet")["left_out"])
+    return dict(counts.most_common())
+
+
+def shard_sizes(work: Path) -> dict[str, int]:
+    """Shard name to its number of samples, in order."""
+    return {
+        name: int(_note(work / "index" / f"{name}.parquet")["samples"])
+        for name in index_shards(work)
+    }
 
 
 def shard_names(index: pa.Table) -> list[str]:
     """Names of the shards in the order of the index."""
-    return list(dict.fromkeys(index["shard"].to_pylist()))
+    names: list[str] = pc.unique(index["shard"]).to_pylist()
+    return names
 
 
-def _size(address: str) -> int:
-    filesystem, path = fsspec.core.url_to_fs(address)
-    return int(filesystem.size(path))
+def write_index_shard(
+    folder: Path, shard: str, rows: list[dict[str, Any]], left_out: dict[str, int]
+) -> None:
+    """Write one shard of the index, atomically."""
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    note = {
+        "digest": digest([digest(table[column].to_pylist()) for column in DIGESTED]),
+        "samples": table.num_rows,
+        "with_text": sum(bool(row["text"]) for row in rows),
+        "left_out": left_out,
+    }
+    table = table.replace_schema_metadata({FOOTER: json.dumps(note).encode()})
+    with atomic_path(folder / f"{shard}.parquet") as temporary:
+        pq.write_table(table, temporary)
 
 
-def _refuse_duplicate_keys(rows: list[dict[str, Any]], path: str) -> None:
-    seen: set[str] = set()
-    for row in rows:
-        if row["key"] in seen:
+def _each(
+    read: "partial[tuple[dict[str, int], int]]", shards: Sequence[Shard], workers: int
+) -> Iterator[tuple[dict[str, int], int]]:
+    if workers <= 1:
+        yield from map(read, shards)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        try:
+            yield from pool.map(read, shards)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _index_shard(
+    folder: Path, kind: str, options: ReadOptions, shard: Shard
+) -> tuple[dict[str, int], int]:
+    """Read one shard; returns what was left out, by reason, and how many samples there are."""
+    failures = Failures("samples", max_rate=1.0)  # the caller judges the rate over all shards
+    rows = [{**row, "shard": shard.name} for row in _reader(kind).read(shard, options, failures)]
+    _refuse_duplicate_keys(rows, shard.address)
+    write_index_shard(folder, shard.name, rows, dict(failures.counts))
+    return dict(failures.counts), len(rows)
+
+
+def _reader(kind: str) -> Reader:
+    module: Any = importlib.import_module(f"capwright.corpus.{kind}")
+    reader: Reader = module
+    return reader
+
+
+def _note(path: Path) -> dict[str, Any]:
+    metadata = pq.read_schema(path).metadata or {}
+    if FOOTER not in metadata:
+        raise CapwrightError(
+            f"{path} was written by another version: delete {path.parent} and index again"
+        )
+    note: dict[str, Any] = json.loads(metadata[FOOTER])
+    return note
+
+
+def _refuse_duplicate_keys(rows: list[dict[str, Any]], address: str) -> None:
+    counts = Counter(row["key"] for row in rows)
+    for key, count in counts.most_common(1):
+        if count > 1:
             raise CapwrightError(
-                f"{path} has the key {row['key']!r} twice: captions join by key, "
+                f"{address} has the key {key!r} twice: captions join by key, "
                 "so make the keys unique"
             )
-        seen.add(row["key"])

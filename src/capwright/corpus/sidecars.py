@@ -2,10 +2,11 @@
 
 Adding a caption source to ten million pairs touches no tar. A file is renamed into place when it
 is complete, so its presence says that the shard is done. Dropped captions stay, with `keep` false
-and the reason.
+and the reason. `box` is the region that a caption is about, as fractions (left, top, right, bottom)
+of the picture's width and height, or null for the whole picture.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ SCHEMA = pa.schema(
         ("score", pa.float32()),
         ("keep", pa.bool_()),
         ("reason", pa.string()),
+        ("box", pa.list_(pa.float32())),
     ]
 )
 DEFAULTS: Mapping[str, Any] = {
     "model": "", "revision": "", "prompt": "", "seed": 0, "score": None, "keep": True, "reason": "",
+    "box": None,
 }  # fmt: skip
 
 
@@ -40,16 +43,28 @@ def has_sidecar(folder: Path, shard: str) -> bool:
     return (folder / f"{shard}.parquet").exists()
 
 
-def write_sidecar(folder: Path, shard: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the captions of one shard, atomically; each row needs key, source and text."""
-    table = pa.Table.from_pylist([{**DEFAULTS, **row} for row in rows], schema=SCHEMA)
+def write_sidecar(
+    folder: Path,
+    shard: str,
+    rows: Sequence[Mapping[str, Any]],
+    extra: Sequence[pa.Field] = (),
+) -> None:
+    """Write the captions of one shard, atomically; each row needs key, source and text.
+
+    `extra` are columns of this stage alone, such as further scores; a row without one has null.
+    """
+    schema = pa.schema([*SCHEMA, *extra])
+    table = pa.Table.from_pylist([{**DEFAULTS, **row} for row in rows], schema=schema)
     with atomic_path(folder / f"{shard}.parquet") as temporary:
         pq.write_table(table, temporary)
 
 
-def read_sidecars(folder: Path, shards: Sequence[str] | None = None) -> pa.Table:
-    """Read the stage's captions, shards sorted by name; raises CapwrightError where a shard is
-    missing.
+def read_sidecars(
+    folder: Path, shards: Sequence[str] | None = None, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Read the stage's captions, shards sorted by name, with the stage's own columns.
+
+    Raises CapwrightError where a shard is missing.
     """
     files = sorted(folder.glob("*.parquet"))
     if shards is not None:
@@ -60,7 +75,11 @@ def read_sidecars(folder: Path, shards: Sequence[str] | None = None) -> pa.Table
             f"{folder} has no captions for {', '.join(missing[:3]) or 'any shard'}: "
             "run the stage that writes them first"
         )
-    return pa.concat_tables([pq.read_table(file, schema=SCHEMA) for file in files])
+    wanted = None if columns is None else list(columns)
+    return pa.concat_tables(
+        [pq.read_table(file, columns=wanted, partitioning=None) for file in files],
+        promote_options="default",
+    )
 
 
 def captions_of(
@@ -73,10 +92,11 @@ def captions_of(
     as none.
     """
     if folder is None:
-        return [[text] if text else [] for text in index["text"].to_pylist()]
+        texts = zip(index["text"].to_pylist(), index["more_texts"].to_pylist(), strict=True)
+        return [[text, *(more or ())] if text else [] for text, more in texts]
     joined: list[list[str]] = []
     for shard, keys in _runs(index):
-        table = read_sidecars(folder, [shard])
+        table = read_sidecars(folder, [shard], ["key", "source", "text", "keep"])
         mask = pc.and_(table["keep"], pc.not_equal(table["text"], ""))
         if sources is not None:
             mask = pc.and_(mask, pc.is_in(table["source"], value_set=pa.array(list(sources))))
@@ -88,10 +108,10 @@ def captions_of(
     return joined
 
 
-def _runs(index: pa.Table) -> list[tuple[str, list[str]]]:
-    runs: list[tuple[str, list[str]]] = []
-    for shard, key in zip(index["shard"].to_pylist(), index["key"].to_pylist(), strict=True):
-        if not runs or runs[-1][0] != shard:
-            runs.append((shard, []))
-        runs[-1][1].append(key)
-    return runs
+def _runs(index: pa.Table) -> Iterator[tuple[str, list[str]]]:
+    """Each run of rows of one shard: the shard and the keys, without an object for each row."""
+    runs = pc.run_end_encode(index["shard"].combine_chunks())
+    start = 0
+    for shard, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+        yield shard, index["key"].slice(start, end - start).to_pylist()
+        start = end

@@ -26,7 +26,8 @@ from capwright.core.errors import CapwrightError
 from capwright.core.files import read_json
 from capwright.corpus.index import IndexConfig, load_index
 from capwright.corpus.index import run as build_index
-from capwright.corpus.pictures import ByteReader, load_pixels
+from capwright.corpus.pictures import load_pixels
+from capwright.corpus.places import ByteReader
 from capwright.corpus.sidecars import captions_of
 
 IGNORE = 255  # a pixel of the segmentation that is neither learned nor scored
@@ -102,7 +103,7 @@ def scene_index(source: Path | pa.Table) -> pa.Table:
 
 def scenes_folder(index: pa.Table) -> Path:
     """The folder that holds the tars, `classes.json` and `oracle/`."""
-    folders = {str(Path(path).parent) for path in index["shard_path"].unique().to_pylist()}
+    folders = {str(Path(path).parent) for path in index["file"].unique().to_pylist()}
     if len(folders) != 1:
         raise CapwrightError(
             f"the scenes lie in {len(folders)} folders, each with its own classes: "
@@ -141,7 +142,7 @@ def _labels(
     seg_NSS = np.empty((index.num_rows, size, size), np.uint8)
     depth_NSS = np.empty((index.num_rows, size, size), np.float32)
     objects = []
-    columns = (index[name].to_pylist() for name in ("key", "shard_path", "members"))
+    columns = (index[name].to_pylist() for name in ("key", "file", "members"))
     with ByteReader() as reader:
         for i, (key, path, members) in enumerate(zip(*columns, strict=True)):
             seg, depth, boxes = _members(reader, key, path, members)

@@ -10,7 +10,6 @@ U different captions of the batch.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from capwright.core.errors import CapwrightError
-from capwright.corpus.pictures import ByteReader, PictureError, decode_rgb
+from capwright.corpus.pictures import PictureError, decode_rgb
+from capwright.corpus.places import ByteReader, Place, places
 from capwright.pretrain.caption_sampler import CaptionSampler
 from capwright.pretrain.config import Augmentation
 from capwright.pretrain.draws import Draws, permutation
@@ -163,19 +163,20 @@ class PixelsFromTars:
     """Pictures by byte offset, decoded as they are needed."""
 
     def __init__(self, index: pa.Table, size: int) -> None:
-        self._index = index.select(["key", "shard_path", "image_offset", "image_size"])
+        self._index = index.select(["key", "file", "image_offset", "image_size", "image_column"])
         self._size, self._reader = size, ByteReader()
 
     def __call__(self, row_B: NDArray[np.int64]) -> NDArray[np.uint8]:
         """uint8 [B, S, S, 3]; CapwrightError for a picture that changed since it was indexed."""
-        return np.stack([self._decode(row) for row in self._index.take(row_B).to_pylist()])
+        rows = self._index.take(row_B)
+        found = zip(rows["key"].to_pylist(), places(rows), strict=True)
+        return np.stack([self._decode(key, place) for key, place in found])
 
-    def _decode(self, row: dict[str, Any]) -> NDArray[np.uint8]:
-        data = self._reader.read(row["shard_path"], row["image_offset"], row["image_size"])
+    def _decode(self, key: str, place: Place) -> NDArray[np.uint8]:
         try:
-            return decode_rgb(data, size=self._size)
+            return decode_rgb(self._reader.read(*place), size=self._size)
         except PictureError as error:
             raise CapwrightError(
-                f"picture {row['key']} in {row['shard_path']} cannot be decoded ({error}): "
+                f"picture {key} in {place.file} cannot be decoded ({error}): "
                 "the shard changed after it was indexed, so index it again"
             ) from error

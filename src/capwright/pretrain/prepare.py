@@ -28,6 +28,11 @@ from capwright.pretrain.distributed import Group
 from capwright.pretrain.precision import uses_bf16
 from capwright.pretrain.task import Task, towers_used
 
+COLUMNS = (
+    "key", "shard", "file", "text", "more_texts", "sha256", "image_offset", "image_size",
+    "image_column",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
@@ -80,7 +85,7 @@ def claim_inputs(config: PretrainConfig, group: Group) -> tuple[pa.Table, Captio
 
     Raises CapwrightError for another plan in OUT, or for a missing index or stage.
     """
-    index = load_index(config.work)
+    index = load_index(config.work, COLUMNS)
     sampler = CaptionSampler(index, config.captions, required="text" in towers_used(config))
     if group.leads:
         inputs = {"index": digest(index["sha256"].to_pylist()), "captions": sampler.digest()}

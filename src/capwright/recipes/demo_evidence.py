@@ -18,7 +18,8 @@ from capwright.captions.runner import stage_folder
 from capwright.core.config import as_dict
 from capwright.core.files import atomic_path, read_json, write_json
 from capwright.corpus.index import load_index
-from capwright.corpus.pictures import ByteReader, read_members
+from capwright.corpus.pictures import read_members
+from capwright.corpus.places import ByteReader, places
 from capwright.corpus.sidecars import captions_of, read_sidecars
 from capwright.datasets.labelled import class_names
 from capwright.evaluate import results as rows
@@ -166,8 +167,8 @@ def _write_examples(
     lines = []
     with ByteReader() as reader:
         for number in chosen:
-            row = index.slice(number, 1).to_pylist()[0]
-            picture = reader.read(row["shard_path"], row["image_offset"], row["image_size"])
+            one = index.slice(number, 1)
+            picture, row = reader.read(*places(one)[0]), one.to_pylist()[0]
             name = f"captions/{Path(row['key']).name}.jpg"
             (folder / name).write_bytes(picture)
             lines.append(_example(row, by_key[row["key"]], oracle[number]) | {"image": name})

@@ -13,6 +13,7 @@ captions depend on the seed and its shard alone.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,13 @@ from capwright.captions.describe.small_model import DecoderConfig
 from capwright.captions.describe.small_training import TrainingConfig
 from capwright.captions.human import human_captions
 from capwright.captions.runner import (
+    FAILED,
+    Rows,
+    Running,
+    ShardProgress,
     StageSummary,
-    corpus_digest,
     missing_shards,
+    preview,
     run_stage,
     shard_seed,
     stage_folder,
@@ -35,9 +40,10 @@ from capwright.captions.runner import (
 from capwright.core.config import as_dict
 from capwright.core.errors import CapwrightError
 from capwright.core.run_folder import claim
-from capwright.corpus.index import load_index
+from capwright.corpus.index import corpus_digest, load_index, load_shard
 
 SOURCE = "describe-small"
+UNREADABLE = "unreadable picture"
 MODEL = "small-captioner"
 
 
@@ -84,33 +90,39 @@ class DescribeConfig:
             )
 
 
-def run(config: DescribeConfig) -> StageSummary:
+def run(config: DescribeConfig, running: Running | None = None) -> StageSummary:
     """Compute features, train the captioner and describe every shard that is missing."""
-    index = load_index(config.work)
     folder = stage_folder(config.work, SOURCE)
     plan = as_dict(config)
     del plan["work"]
-    claim(folder, {**plan, "corpus": corpus_digest(index)})
-    if not missing_shards(index, folder):
-        return run_stage(index, folder, plan, lambda table: [])
-    features.run(features.FeaturesConfig(work=config.work, picture_size=config.picture_size))
-    writer = _trained(config, index)
-    return run_stage(index, folder, plan, writer)
+    claim(folder, {**plan, "corpus": corpus_digest(config.work)})
+    if missing_shards(config.work, folder):
+        prepare(config)
+    return run_stage(config.work, folder, plan, partial(make_writer, config), running)
 
 
-def _trained(config: DescribeConfig, index: pa.Table) -> "_Writer":
-    from capwright.captions.describe.small_model import load_captioner, save_captioner
+def dry_run(config: DescribeConfig, pictures: int = 10) -> Rows:
+    """What the first pictures would be given; trains the captioner, but writes no caption."""
+    prepare(config)
+    return preview(config.work, partial(make_writer, config), pictures)
+
+
+def prepare(config: DescribeConfig) -> None:
+    """Features and the trained captioner, where they are missing."""
+    from capwright.captions.describe.small_model import save_captioner
     from capwright.captions.describe.small_training import Corpus, train_small
 
+    features.run(features.FeaturesConfig(work=config.work, picture_size=config.picture_size))
     folder = config.work / "models" / MODEL
     plan = as_dict(config)
     for key in ("work", "writing"):
         del plan[key]
-    claim(folder, {**plan, "corpus": corpus_digest(index)})
+    claim(folder, {**plan, "corpus": corpus_digest(config.work)})
     weights = folder / "weights"
     if not weights.exists():
+        index = load_index(config.work, ["text", "json"])
         corpus = Corpus(
-            records=features.load_features(config.work, index),
+            records=features.load_features(config.work),
             web=index["text"].to_pylist(),
             human=human_captions(index, config.human_field),
         )
@@ -123,7 +135,13 @@ def _trained(config: DescribeConfig, index: pa.Table) -> "_Writer":
             folder / "checkpoints",
         )
         save_captioner(weights, head, config.concepts, captioner)
-    head, captioner = load_captioner(weights)
+
+
+def make_writer(config: DescribeConfig) -> "_Writer":
+    """The worker of the stage; `prepare` has run."""
+    from capwright.captions.describe.small_model import load_captioner
+
+    head, captioner = load_captioner(config.work / "models" / MODEL / "weights")
     return _Writer(config, head, captioner)
 
 
@@ -133,17 +151,21 @@ class _Writer:
     def __init__(self, config: DescribeConfig, head: Any, captioner: Any) -> None:
         self.config, self.head, self.captioner = config, head, captioner
 
-    def __call__(self, table: pa.Table) -> list[dict[str, Any]]:
+    def __call__(self, table: pa.Table, progress: ShardProgress) -> Rows:
         import torch
 
         shard = table["shard"][0].as_py()
-        records = features.load_shard(self.config.work, shard)
+        keys = table["key"].to_pylist()
+        records = self._records(shard, keys)
         seed = shard_seed(self.config.seed, shard)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
-            texts = self._write(records)
+            texts = write_captions(self.head, self.captioner, records, self.config.writing)
         first = f"beam {self.config.writing.beams}" if self.config.writing.beams > 1 else "greedy"
         prompts = [first, *[f"top-p {self.config.writing.top_p:g}"] * self.config.writing.sampled]
+        for _ in range(int((~records["valid"]).sum())):
+            progress.failed(UNREADABLE)
+        progress.advance(pictures=len(records), captions=len(prompts) * len(records))
         return [
             {
                 "key": key,
@@ -154,37 +176,42 @@ class _Writer:
                 "prompt": prompt,
                 "seed": seed,
                 "keep": bool(valid),
-                "reason": "" if valid else "unreadable picture",
+                "reason": "" if valid else FAILED + UNREADABLE,
             }
-            for key, valid, captions in zip(
-                table["key"].to_pylist(), records["valid"], texts, strict=True
-            )
+            for key, valid, captions in zip(keys, records["valid"], texts, strict=True)
             for prompt, text in zip(prompts, captions, strict=True)
         ]
 
-    def _write(self, records: Any) -> list[list[str]]:
-        from capwright.captions.describe.concepts import best_concepts
-        from capwright.captions.describe.small_model import concept_tensors
-        from capwright.captions.maps import load_maps
+    def _records(self, shard: str, keys: Sequence[str]) -> Any:
+        """The maps of some pictures of a shard; of all but for a preview or a retry."""
+        shard_keys = load_shard(self.config.work, shard, ["key"])["key"].to_pylist()
+        row = {key: i for i, key in enumerate(shard_keys)}
+        return features.load_shard(self.config.work, shard)[[row[key] for key in keys]]
 
-        how = self.config.writing
-        best = best_concepts(self.head, records, self.captioner.config.concepts)
-        step = max(1, how.batch_size // max(1, how.sampled))
-        texts: list[list[str]] = []
-        for start in range(0, len(records), step):
-            rows = np.arange(start, min(start + step, len(records)))
-            deep_BMC = load_maps(records, rows).deep_BMC
-            memory = self.captioner.memory(deep_BMC, *concept_tensors(best.rows(rows)))
-            likeliest = self.captioner.write(memory, do_sample=False, num_beams=how.beams)
-            sampled: Sequence[str] = ()
-            if how.sampled:
-                sampled = self.captioner.write(
-                    memory,
-                    do_sample=True,
-                    top_p=how.top_p,
-                    top_k=0,
-                    num_return_sequences=how.sampled,
-                )
-            for row, text in enumerate(likeliest):
-                texts.append([text, *sampled[row * how.sampled : (row + 1) * how.sampled]])
-        return texts
+
+def write_captions(head: Any, captioner: Any, records: Any, how: WritingConfig) -> list[list[str]]:
+    """The captions of each record: the likeliest, then the sampled ones."""
+    from capwright.captions.describe.concepts import best_concepts
+    from capwright.captions.describe.small_model import concept_tensors
+    from capwright.captions.maps import load_maps
+
+    best = best_concepts(head, records, captioner.config.concepts)
+    step = max(1, how.batch_size // max(1, how.sampled))
+    texts: list[list[str]] = []
+    for start in range(0, len(records), step):
+        rows = np.arange(start, min(start + step, len(records)))
+        deep_BMC = load_maps(records, rows).deep_BMC
+        memory = captioner.memory(deep_BMC, *concept_tensors(best.rows(rows)))
+        likeliest = captioner.write(memory, do_sample=False, num_beams=how.beams)
+        sampled: Sequence[str] = ()
+        if how.sampled:
+            sampled = captioner.write(
+                memory,
+                do_sample=True,
+                top_p=how.top_p,
+                top_k=0,
+                num_return_sequences=how.sampled,
+            )
+        for row, text in enumerate(likeliest):
+            texts.append([text, *sampled[row * how.sampled : (row + 1) * how.sampled]])
+    return texts

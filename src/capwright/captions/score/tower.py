@@ -59,8 +59,14 @@ class TowerConfig:
     """The highest learning rate."""
     seed: int = 0
     """Seeds weights and batches."""
+    max_pictures: int = 40_000
+    """Pictures that are trained on, drawn from a larger corpus; 22 kB of memory each at 128
+    pixels."""
 
     def __post_init__(self) -> None:
+        for name in ("max_words", "max_pictures"):
+            if getattr(self, name) < 1:
+                raise CapwrightError(f"{name} is {getattr(self, name)}, but must be at least 1")
         if self.batch_size < 2:
             raise CapwrightError(
                 f"batch_size is {self.batch_size}, but a contrast needs at least 2 pairs: try 128"
