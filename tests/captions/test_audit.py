@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -14,6 +16,7 @@ from capwright.captions.audit_counts import corpus_counts, stage_counts, text_co
 from capwright.captions.lexicon import Lexicon
 from capwright.captions.quality_index import QualityConfig
 from capwright.captions.runner import stage_folder
+from capwright.captions.sampled_pairs import draw_pairs
 from capwright.captions.score.tower import TowerConfig
 from capwright.core.errors import CapwrightError
 from capwright.corpus.index import load_index, shard_names
@@ -97,10 +100,7 @@ def test_only_the_pictures_of_the_sample_are_read(
 def test_truth_from_a_field_counts_hallucinations(described: Path) -> None:
     with pytest.raises(CapwrightError, match=r"--truth 'things' is in no sample: name a field"):
         audit.run(AuditConfig(work=described, quality=TINY, wordnet=False, truth="things"))
-    index = described / "index"
-    import pyarrow.parquet as pq
-
-    for path in index.glob("*.parquet"):
+    for path in (described / "index").glob("*.parquet"):
         table = pq.read_table(path, partitioning=None)
         told = [json.dumps({"things": ["A ruby", "pearl"]})] * table.num_rows
         column = table.schema.get_field_index("json")
@@ -157,6 +157,16 @@ def test_counts_over_all_rows(described: Path) -> None:
     (stage_folder(described, "describe-x") / "00001.parquet").unlink()
     assert stage_counts(described, "describe-x")["rows"] == 24
     assert text_counts(described, stage_folder(described, "describe-x"))["frequent"][0][1] == 12
+
+
+def test_further_alt_texts_are_texts_of_the_alt_source(described: Path) -> None:
+    for path in (described / "index").glob("*.parquet"):
+        table = pq.read_table(path, partitioning=None)
+        more = pa.array([["more of it", ""]] * table.num_rows, pa.list_(pa.string()))
+        column = table.schema.get_field_index("more_texts")
+        pq.write_table(table.set_column(column, "more_texts", more), path)
+    assert text_counts(described, None)["frequent"][0] == ["more of it", 48]
+    assert draw_pairs(described, None, 48, 0).texts >= 96
 
 
 def test_wrong_settings_are_refused(work: Path) -> None:

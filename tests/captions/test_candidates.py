@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 
 from capwright.captions.candidates import Candidate, candidates, caption_stages
+from capwright.captions.human import human_captions
 from capwright.captions.runner import stage_folder
 from capwright.core.errors import CapwrightError
 from capwright.corpus.sidecars import write_sidecar
@@ -46,6 +47,24 @@ def test_the_source_is_what_the_stage_calls_it(tmp_path: Path) -> None:
     written(tmp_path, "describe-x", {"key": "b", "text": "a cat", "source": "regions"})
     found = candidates(tmp_path, ["describe-x"], table(), "human_caption")
     assert found["b"] == [Candidate("regions", "a cat", "describe-x")]
+
+
+@pytest.mark.parametrize(
+    ("json", "caption"),
+    [
+        ('{"légende": " Un chat. "}', "Un chat."),
+        ('{"l\\u00e9gende": "Un chat."}', "Un chat."),
+        ('{"légende": 3}', ""),
+        ('{"other": "légende"}', ""),
+        ('["légende"]', ""),
+        ('{"légende": "Un ch', ""),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_captions_by_people_are_a_field_of_the_json(json: str | None, caption: str) -> None:
+    assert human_captions(pa.table({"json": [json]}), "légende") == [caption]
+    assert human_captions(pa.table({"json": [json]}), "") == [""]
 
 
 def test_no_rows_have_no_candidates(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ TINY = QualityConfig(
     pictures=256,
     contrast=16,
     picture_size=64,
-    tower=TowerConfig(width=16, hidden=32, steps=60, batch_size=32, learning_rate=0.01),
+    tower=TowerConfig(width=16, hidden=32, steps=30, batch_size=32, learning_rate=0.02),
 )
 
 

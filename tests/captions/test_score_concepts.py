@@ -77,10 +77,10 @@ def test_names_of_all_candidates_are_put_to_the_judge(described: Path) -> None:
     found = {(row["source"], row["text"]): row for row in rows}
     row = found["describe-x", "a ruby and an emerald."]
     assert "a photo of a ruby" in eyes.asked[0] and "a photo of a sapphire" in eyes.asked[1]
-    assert row["concepts"] == ["ruby", "emerald"] and row["unseen_concepts"] == ["emerald"]
+    assert (row["seen_concepts"], row["unseen_concepts"]) == (["ruby"], ["emerald"])
     assert (row["concept_precision"], row["concept_recall"]) == (0.5, 1)
     nothing = found["describe-x", "nothing to see"]
-    assert nothing["score"] is None and nothing["concepts"] == []
+    assert nothing["score"] is None and nothing["seen_concepts"] == []
     assert {row["model"] for row in rows} == {"eyes"}
 
 
@@ -95,10 +95,11 @@ def test_the_score_stages_have_the_same_rows(described: Path) -> None:
     ]
     assert tables[0].equals(tables[1]) and tables[0].equals(tables[2])
     rows = read_sidecars(stage_folder(described, "score-concepts")).to_pylist()
-    named = [row for row in rows if row["concepts"]]
-    assert all(row["concept_precision"] is not None for row in named)
-    assert all(row["score"] is None for row in rows if not row["concepts"])
-    assert {name for row in named for name in row["concepts"]} >= {"ruby", "emerald", "sapphire"}
+    names = [{*row["seen_concepts"], *row["unseen_concepts"]} for row in rows]
+    for row, its_names in zip(rows, names, strict=True):
+        assert (row["concept_precision"] is None) == (not its_names)
+        assert its_names or row["score"] is None
+    assert set().union(*names) >= {"ruby", "emerald", "sapphire"}
     dry = concepts.dry_run(ScoreConfig(**options), 2)  # type: ignore[arg-type]
     assert [row["text"] for row in dry] == [row["text"] for row in rows[: len(dry)]]
 

@@ -67,14 +67,15 @@ def stage_counts(work: Path, stage: str) -> dict[str, Any]:
 def text_counts(work: Path, folder: Path | None) -> dict[str, Any]:
     """Different texts of a source over all its rows, and the most frequent ones."""
     if folder is None:
-        where = "text <> ''"
+        rows = "unnest(list_prepend(text, coalesce(more_texts, []))) AS text"
+        where = "true"
         files = [str(work / "index" / f"{shard}.parquet") for shard in shard_sizes(work)]
     else:
-        where = "keep AND text <> ''"
+        rows, where = "text", "keep"
         files = [str(f) for s in shard_sizes(work) if (f := folder / f"{s}.parquet").exists()]
     frequent = _query(
-        "WITH counted AS (SELECT text, count(*) AS n FROM read_parquet(?, union_by_name = true) "
-        f"WHERE {where} GROUP BY text) "
+        f"WITH texts AS (SELECT {rows} FROM read_parquet(?, union_by_name = true) WHERE {where}), "
+        "counted AS (SELECT text, count(*) AS n FROM texts WHERE text <> '' GROUP BY text) "
         "SELECT text, n, count(*) OVER () FROM counted ORDER BY n DESC, text "
         f"LIMIT {MOST_FREQUENT}",
         files,

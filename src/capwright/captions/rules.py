@@ -2,7 +2,7 @@
 
 Reads: a shard's tables, a recipe's Python file. Writes nothing.
 
-    Rule(name="junk", drop="junk > 0.5")                         drops captions
+    Rule(name="junk", drop="junk <> ''")                         drops captions
     Rule(name="tiny", drop="least(width, height) < 64", scope="picture")   drops pictures
     Rule(name="weak", drop="clip < 0.8 * max(clip) OVER (PARTITION BY key)")
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 Scope = Literal["caption", "picture"]
-EXAMPLE = "for example 'junk: junk > 0.5'"
+EXAMPLE = "for example 'junk: junk <> '''"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,8 @@ def load_rules(path: Path) -> tuple[Rule, ...]:
     if found is None or not all(isinstance(rule, Rule) for rule in found):
         raise CapwrightError(
             f"{path} has no function rules() that returns a list of capwright.captions.rules.Rule: "
-            'write for example def rules(): return [Rule(name="junk", drop="junk > 0.5")]'
+            'write for example def rules(): return [Rule(name="junk", drop="junk <> '
+            '")]'
         )
     return tuple(found)
 

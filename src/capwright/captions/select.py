@@ -4,7 +4,7 @@ Reads: the index, the sidecars of the score stages (one row per candidate; see `
 their columns), those of `dedup` where it ran, a DataComp subset. Writes:
 WORK/captions/select/SHARD.parquet, every candidate as one row with source `select`, the
 candidate's own source in `prompt`, its score, `keep` and the reason, and manifest.json.
-Run: `capwright select CORPUS --work WORK [--rule "junk: junk > 0.5"] [--subset OUT.npy]`.
+Run: `capwright select CORPUS --work WORK [--rule "junk: junk <> ''"] [--subset OUT.npy]`.
 
 What goes first: pictures outside the subset, pictures that `dedup` dropped, pictures and captions
 that a rule drops ("dropped: NAME"; see `rules.py`). Then, per picture: human captions stay. Of the

@@ -46,7 +46,7 @@ def command(
     """Keep, replace or drop captions by their scores and by rules.
 
     A rule is a name and an SQL condition over the columns of scores, captions and pictures, such as
-    --rule "junk: junk > 0.5" or --picture-rule "tiny: least(width, height) < 64". What it holds for
+    --rule "junk: junk <> ''" or --picture-rule "tiny: least(width, height) < 64". What it holds for
     is dropped, and counted under its name; nothing is deleted.
     """
     from capwright.captions import select

@@ -39,7 +39,13 @@ from capwright.captions.describe.local_models import (
 )
 from capwright.captions.describe.protocol import Caption, Describer
 from capwright.captions.describe.regions import CropConfig, CropDescriber
-from capwright.captions.describe.sampling import draw_top_p, first_sentence, picture_draws, tidy
+from capwright.captions.describe.sampling import (
+    draw_top_p,
+    first_sentence,
+    likeliest,
+    picture_draws,
+    tidy,
+)
 from capwright.core.errors import CapwrightError
 from capwright.models import towers
 
@@ -170,7 +176,7 @@ class Coca:
             logits_PCV = words.next(last_PC)
             if t < self.config.min_tokens:
                 logits_PCV[..., self.end] = -torch.inf
-            last_PC = logits_PCV[:, :1].argmax(-1)
+            last_PC = likeliest(logits_PCV[:, :1])
             if draws_PCT.shape[1] > 1:
                 draws = draws_PCT[pictures, 1:, t]
                 drawn = draw_top_p(logits_PCV[:, 1:], draws, self.config.top_p)

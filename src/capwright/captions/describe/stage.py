@@ -89,6 +89,8 @@ def run(config: DescribeConfig, running: Running | None = None) -> StageSummary:
     plan = as_dict(config)
     for name in ("work", "decode_threads"):
         del plan[name]
+    if hasattr(config.options, "caption_plan"):  # where a server is changes no caption
+        plan["options"] = config.options.caption_plan(config.style)
     folder = stage_folder(config.work, config.stage)
     return run_stage(config.work, folder, plan, partial(Worker, config), running, EXTRA)
 

@@ -17,8 +17,8 @@ A caption with "Tamworth pig" says "pig" as well. Precision is null for a captio
 recall where nothing is seen, and the score where either is null, but 0 where the caption names
 things and none of them is seen.
 
-Columns beside the score: `concept_precision`, `concept_recall`, `concepts` (the names in the
-caption) and `unseen_concepts` (those of them that the picture does not support).
+Columns beside the score: `concept_precision`, `concept_recall`, and the caption's names in two
+lists, `seen_concepts` and `unseen_concepts`; the latter are what it makes up.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,7 +47,7 @@ STAGE = "score-concepts"
 EXTRA = (
     pa.field("concept_precision", pa.float32()),
     pa.field("concept_recall", pa.float32()),
-    pa.field("concepts", pa.list_(pa.string())),
+    pa.field("seen_concepts", pa.list_(pa.string())),
     pa.field("unseen_concepts", pa.list_(pa.string())),
 )
 
@@ -145,7 +145,6 @@ class ConceptScorer:
             "text": one.text,
             "model": self.judge.name,
             "revision": self.judge.revision,
-            "concepts": names,
         }
         if reason:
             return {**row, "keep": False, "reason": reason}
@@ -156,6 +155,7 @@ class ConceptScorer:
             "score": f1,
             "concept_precision": precision,
             "concept_recall": recall,
+            "seen_concepts": [name for name in names if name in seen],
             "unseen_concepts": [name for name in names if name not in seen],
         }
 

@@ -15,7 +15,7 @@ mark between them whose surprises add up to most, at most one picture's worth. S
 more specific than "pig", and "pig" more than "animal".
 
 Boilerplate, 0..1: the share of a text's words in phrases of five words (a shorter text is one
-phrase) that occur in many pictures and hold at least half of all uses of their rarest word. "click
+phrase) that occur in many pictures and hold at least 80% of the uses of their rarest word. "click
 to enlarge image" is found nowhere but in itself, while the words of "a photo of a cat" are
 everywhere.
 
@@ -43,7 +43,7 @@ from capwright.captions.score.measures import (
 from capwright.core.files import atomic_path
 
 PHRASE = 5  # words
-OWN_USES = 0.5  # of the rarest word's pictures that a phrase of boilerplate has
+OWN_USES = 0.8  # of the rarest word's pictures that a phrase of boilerplate has
 MERGE_AT = 1 << 22  # hashes that are kept before they are counted
 FILE = "frequencies.npz"
 

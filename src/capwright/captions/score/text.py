@@ -158,7 +158,7 @@ def measure(texts: Sequence[str], known: Frequencies) -> dict[str, list[Any]]:
     batch = Texts(texts)
     boilerplate = known.boilerplate(batch)
     kinds = junk.junk_kinds(texts, batch)
-    for i in np.flatnonzero(boilerplate >= ALL_BOILERPLATE):
+    for i in np.flatnonzero(boilerplate >= ALL_BOILERPLATE).tolist():
         kinds[i] = kinds[i] or junk.BOILERPLATE
     repeated = np.maximum(batch.character_repetition(), batch.word_repetition())
     specificity = known.specificity(batch)
