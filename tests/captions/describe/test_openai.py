@@ -1,4 +1,4 @@
-"""The server backend: prompts, regions, refusals and counts, on an ill stub and on a real server."""
+"""The server backend: prompts, regions, refusals, counts; on an ill stub and on a real server."""
 
 import io
 import json
@@ -14,15 +14,15 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
-import tiny_captioners
-from ill_server import IllServer
 from PIL import Image
 
+import tiny_captioners
 from capwright.captions.describe import stage
 from capwright.captions.describe.openai import Config, build
 from capwright.captions.runner import Running, stage_folder
 from capwright.core.errors import CapwrightError
 from capwright.corpus.sidecars import read_sidecars
+from ill_server import IllServer
 
 REGIONS = {"regions": [{"box": [0, 0, 500, 1000], "caption": "a cow"}]}
 
