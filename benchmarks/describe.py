@@ -3,8 +3,9 @@
 Both start from the same decoded pictures, write the likeliest words with the same limits and have
 to write the same captions; they take turns, and their medians are compared. Then the whole stage
 runs on a corpus of JPEGs (read, decode, describe, write sidecars), and the share of its time is
-taken in which no layer of the model computes; loading the weights is left out of it. A shard of 1,024
-pictures is small: 0.3 s of that share are the first batch, which nothing can be decoded beside.
+taken in which no layer of the model computes; loading the weights is left out. Some 0.4 s of it are
+paid once a shard, for decoding the first batch and writing the last, and a shard here has 1,024
+pictures: with 256 the share came to 7 to 13%.
 
 Run: python benchmarks/describe.py. The last line is JSON with `ratio`, `target` and `ok`.
 """
