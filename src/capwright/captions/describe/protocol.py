@@ -48,7 +48,7 @@ class Describer(Protocol):
 
     @property
     def overlap(self) -> int:
-        """Calls of `describe` that may run at once in threads; 2 lets one prepare while another runs."""
+        """Calls of `describe` that may run at once in threads; with 2, one prepares pictures."""
         ...
 
     def describe(self, images: Sequence[Image.Image]) -> list[list[Caption]]:
