@@ -19,7 +19,7 @@ from capwright.captions.runner import stage_folder
 from capwright.captions.sampled_pairs import draw_pairs
 from capwright.captions.score.tower import TowerConfig
 from capwright.core.errors import CapwrightError
-from capwright.corpus.index import load_index, shard_names
+from capwright.corpus.index import index_shards, load_index
 from capwright.corpus.sidecars import write_sidecar
 
 TINY = QualityConfig(
@@ -33,7 +33,7 @@ TINY = QualityConfig(
 def describe(work: Path, name: str, texts: list[str], **columns: Any) -> None:
     """A stage with these texts in turn; the last picture of each shard failed."""
     index = load_index(work, ["shard", "key"])
-    for shard in shard_names(index):
+    for shard in index_shards(work):
         keys = [k for k, s in zip(*(index[c].to_pylist() for c in ("key", "shard")), strict=True)
                 if s == shard]  # fmt: skip
         rows = [

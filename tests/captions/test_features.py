@@ -9,7 +9,7 @@ from capwright.captions import features
 from capwright.captions.features import FeaturesConfig
 from capwright.captions.maps import load_maps, pool_cells, repeat_cells
 from capwright.core.errors import CapwrightError
-from capwright.corpus.index import load_index, shard_names
+from capwright.corpus.index import index_shards, load_index
 
 
 def test_one_record_a_picture_with_both_maps(featured: Path) -> None:
@@ -67,7 +67,7 @@ def test_pooling_undoes_repeating(featured: Path) -> None:
 
 
 def test_deep_cells_are_repeated_in_place(featured: Path) -> None:
-    records = features.load_shard(featured, shard_names(load_index(featured))[0])
+    records = features.load_shard(featured, index_shards(featured)[0])
     maps = load_maps(records, np.array([3]))
     repeated = repeat_cells(maps.deep_BMC, 16)[0].reshape(4, 4, 320)
     expected = maps.deep_BMC[0].reshape(2, 2, 320)

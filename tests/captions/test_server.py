@@ -1,4 +1,3 @@
-import asyncio
 import socket
 import threading
 import time
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 
 from capwright.captions.server import BudgetSpent, Reply, Request, Server, ServerConfig
-from capwright.captions.server.pacing import Pace, retry_after
 from capwright.core.errors import CapwrightError
 from ill_server import TEXT, IllServer
 
@@ -164,12 +162,6 @@ def test_retry_after_holds_all_requests_back(form: str) -> None:
         assert len(waited) == 2 and all(-0.05 <= seconds < 3 for seconds in waited)
 
 
-def test_headers_that_say_when_to_come_back() -> None:
-    assert retry_after(None) is retry_after("soon") is None
-    assert retry_after("1.5") == 1.5
-    assert retry_after("-3") == retry_after(formatdate(0, usegmt=True)) == 0
-
-
 @pytest.mark.parametrize(
     ("said", "error"),
     [
@@ -217,43 +209,6 @@ def test_requests_are_made_while_the_first_are_under_way() -> None:
 
     with IllServer() as ill, server(ill) as asked:
         assert len(asked.ask(lazily())) == 2
-
-
-def test_complaints_halve_the_limit_once_in_a_round_trip() -> None:
-    async def scenario() -> list[float]:
-        pace = Pace(64)
-        limits = [pace.limit]
-        entered = [await pace.enter() for _ in range(8)]
-        pace.leave(entered.pop(), complaint=True)
-        limits.append(pace.limit)
-        pace.leave(entered.pop(), complaint=True)  # was under way with the first
-        limits.append(pace.limit)
-        for moment in entered:
-            pace.leave(moment)
-        await asyncio.sleep(0.001)
-        pace.leave(await pace.enter(), complaint=True)
-        limits.append(pace.limit)
-        return limits
-
-    assert asyncio.run(scenario()) == [8.0, 4.0, 4.0, 1.0]
-
-
-def test_a_place_is_not_lost_with_those_who_stop_waiting() -> None:
-    async def scenario() -> None:
-        pace = Pace(1)
-        entered = await pace.enter()
-        gone = asyncio.create_task(pace.enter())
-        given = asyncio.create_task(pace.enter())
-        await asyncio.sleep(0)
-        gone.cancel()
-        await asyncio.sleep(0)
-        pace.leave(entered)
-        given.cancel()  # just when it was given the place
-        await asyncio.sleep(0)
-        await asyncio.wait_for(pace.enter(), 1)
-        assert pace.in_flight == 1
-
-    asyncio.run(scenario())
 
 
 # ------------------------------------------------------------------------------------------ budget

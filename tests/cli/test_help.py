@@ -102,3 +102,13 @@ def test_an_unknown_command_is_named() -> None:
     result = CliRunner().invoke(group, ["no-such-command"])
     assert result.exit_code == 2
     assert "no-such-command" in result.stderr
+
+
+def test_the_choices_are_those_of_the_stages() -> None:
+    from capwright.captions.describe import stage
+    from capwright.cli import describe, index
+    from capwright.corpus.index import FORMATS
+
+    assert ("small", *stage.BACKENDS) == describe.BACKENDS
+    assert stage.STYLES == describe.STYLES
+    assert ("auto", *FORMATS) == index.FORMATS

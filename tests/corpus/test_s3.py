@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -10,7 +11,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from capwright.core.errors import CapwrightError
-from capwright.corpus.index import IndexConfig, run
+from capwright.corpus.addresses import detect
+from capwright.corpus.index import IndexConfig, find_shards, run
+from capwright.corpus.reader import ReadOptions
 from corpus_files import index_rows, picture, stored_pictures, tar_bytes
 
 
@@ -45,6 +48,27 @@ def test_tars(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
     assert rows[0]["file"] == "s3://data/tars/00000.tar"
     assert stored_pictures(tmp_path / "work") == [picture(i) for i in range(6)]
     assert len(index_rows("s3://data/tars", tmp_path / "other")) == 6
+
+
+def test_many_shards_by_braces_are_found_by_one_listing(
+    bucket: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shard in range(12):
+        bucket.pipe(f"data/many/{shard:05d}.tar", b"x")
+    bucket.invalidate_cache()
+    calls: list[str] = []
+    call = type(bucket)._call_s3
+
+    def counting(self: Any, method: str, *arguments: Any, **options: Any) -> Any:
+        calls.append(method)
+        return call(self, method, *arguments, **options)
+
+    monkeypatch.setattr(type(bucket), "_call_s3", counting)
+    corpus = "s3://data/many/{00000..00011}.tar"
+    assert detect(corpus) == "webdataset"
+    shards = find_shards(corpus, "webdataset", ReadOptions())
+    assert [shard.size for shard in shards] == [1] * 12
+    assert len(calls) < 12
 
 
 def test_parquet(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def write_corpus(folder: Path, work: Path, pictures: int = 24) -> None:
                     tar.addfile(member, io.BytesIO(data))
     index.run(index.IndexConfig(corpus=str(folder), work=work))
     table = index.load_index(work)
-    for name in index.shard_names(table):
+    for name in index.index_shards(work):
         rows = [
             {
                 "key": row["key"],

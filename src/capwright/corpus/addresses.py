@@ -7,7 +7,9 @@ file system.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import PurePosixPath
 
 import fsspec
@@ -42,7 +44,7 @@ def files_at(corpus: str, suffixes: Sequence[str]) -> list[str]:
     A folder gives the files right in it. Raises CapwrightError where a part names nothing.
     """
     found: list[str] = []
-    for part in split_corpus(corpus):
+    for part in _listed(split_corpus(corpus)):
         filesystem, path = _filesystem(part)
         if filesystem.isdir(path):
             names = filesystem.ls(path, detail=False)
@@ -96,7 +98,7 @@ def detect(corpus: str) -> str:
 
     Raises CapwrightError where nothing that can be read lies there.
     """
-    kinds = {part: _detect(part) for part in split_corpus(corpus)}
+    kinds = {part: _detect(part) for part in _listed(split_corpus(corpus))}
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"{part} is {kind}" for part, kind in kinds.items())
         raise CapwrightError(
@@ -136,6 +138,18 @@ def _detect(part: str) -> str:
         f"no shards in {part!r}: expected .tar, .parquet, .csv or .tsv files, "
         "a `datasets` folder, or a folder of pictures"
     )
+
+
+def _listed(parts: list[str]) -> list[str]:
+    """The parts, after each folder with several of them was listed: a file system that remembers
+    listings, as those of buckets do, then needs no request for each shard.
+    """
+    folders = Counter(part.rpartition("/")[0] for part in parts)
+    for folder in [folder for folder, count in folders.items() if count > 1]:
+        filesystem, path = _filesystem(folder)
+        with suppress(OSError):
+            filesystem.ls(path, detail=True)
+    return parts
 
 
 def _filesystem(address: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -18,12 +18,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from capwright.core.config import as_dict, digest
@@ -199,12 +198,6 @@ def shard_sizes(work: Path) -> dict[str, int]:
     }
 
 
-def shard_names(index: pa.Table) -> list[str]:
-    """Names of the shards in the order of the index."""
-    names: list[str] = pc.unique(index["shard"]).to_pylist()
-    return names
-
-
 def write_index_shard(
     folder: Path, shard: str, rows: list[dict[str, Any]], left_out: dict[str, int]
 ) -> None:
@@ -254,6 +247,12 @@ def _reader(kind: str) -> Reader:
 
 
 def _note(path: Path) -> dict[str, Any]:
+    """What the shard's footer says; each file is opened once while it stays the same."""
+    return _read_note(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 17)
+def _read_note(path: Path, changed_ns: int) -> dict[str, Any]:
     metadata = pq.read_schema(path).metadata or {}
     if FOOTER not in metadata:
         raise CapwrightError(

@@ -60,10 +60,7 @@ class DescribeConfig:
     """Threads that read and decode pictures ahead."""
 
     def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise CapwrightError(
-                f"backend is {self.backend!r}, but must be one of {', '.join(BACKENDS)}"
-            )
+        _module(self.backend)
         if self.style not in STYLES:
             raise CapwrightError(f"style is {self.style!r}, but must be one of {', '.join(STYLES)}")
         for name in ("max_side", "decode_threads"):
@@ -79,8 +76,6 @@ class DescribeConfig:
 
 def default_options(backend: str) -> Any:
     """The captioner's `Config` with its defaults."""
-    if backend not in BACKENDS:
-        raise CapwrightError(f"backend is {backend!r}, but must be one of {', '.join(BACKENDS)}")
     return _module(backend).Config()
 
 
@@ -195,4 +190,7 @@ def _done(
 
 
 def _module(backend: str) -> Any:
+    """The captioner's module; raises CapwrightError where there is none of that name."""
+    if backend not in BACKENDS:
+        raise CapwrightError(f"backend is {backend!r}, but must be one of {', '.join(BACKENDS)}")
     return import_module(f"capwright.captions.describe.{backend}")
