@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from capwright.cli import group
-from capwright.pretrain import engine
+from capwright.pretrain import engine, signals
 from capwright.pretrain.config import PretrainConfig, PretrainSummary
 
 
@@ -16,7 +16,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[PretrainConfig]:
     """The plans that reached the engine, which does nothing with them."""
     plans: list[PretrainConfig] = []
 
-    def run(config: PretrainConfig) -> PretrainSummary:
+    def run(config: PretrainConfig, evaluators: object) -> PretrainSummary:
+        assert evaluators == {}
         plans.append(config)
         return PretrainSummary(
             checkpoint=config.out / "checkpoints" / "samples_000000512",
@@ -69,6 +70,8 @@ def test_a_recipe_file(seen: list[PretrainConfig], tmp_path: Path) -> None:
         (["scenes_clip", "--set", "precision=fp8"], "setting 'precision=fp8' has a wrong value"),
         (["scenes_clip", "--set", "batch_size=0"], "batch_size is 0: it must be 1 or more"),
         (["load"], "recipe 'load' has no function config()"),
+        (["scenes_clip", "--eval", "dense"], "evaluator 'dense' is not understood"),
+        (["scenes_clip", "--set", "ema=1"], "ema is 1.0: a momentum from 0 (none) to below 1"),
     ],
 )
 def test_faults_are_one_sentence(
@@ -78,3 +81,13 @@ def test_faults_are_one_sentence(
     assert result.exit_code == 2
     assert message in result.stderr
     assert not seen
+
+
+def test_a_run_that_was_asked_to_stop_ends_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(config: PretrainConfig, evaluators: object) -> PretrainSummary:
+        raise signals.Stopped(512, "samples_000000512")
+
+    monkeypatch.setattr(engine, "run", run)
+    result = call("scenes_clip")
+    assert result.exit_code == 143
+    assert "stopped by SIGTERM at 512 samples; samples_000000512 is written" in result.stderr

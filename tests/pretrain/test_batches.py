@@ -9,16 +9,16 @@ import torch
 from capwright.core.errors import CapwrightError
 from capwright.corpus.index import load_index
 from capwright.corpus.pictures import load_pixels
+from capwright.pretrain.batch import Batch
 from capwright.pretrain.batches import (
     Batches,
     MemorisedTokens,
     PixelsFromTars,
-    augment,
     pixels_of,
     token_ids,
 )
 from capwright.pretrain.caption_sampler import CaptionSampler
-from capwright.pretrain.config import Augmentation, CaptionSource
+from capwright.pretrain.config import CaptionSource, PretrainConfig
 from capwright.pretrain.draws import Draws, permutation
 
 SIDE = 16
@@ -41,25 +41,31 @@ def make(
     work: Path, *, rank: int = 0, world: int = 1, seed: int = 0, batch_size: int = 8
 ) -> Batches:
     index = load_index(work)
+    config = PretrainConfig(
+        out=work, work=work, captions=sources_of(work), image_size=SIDE, batch_size=batch_size,
+        samples=8 * batch_size, warmup_samples=0, seed=seed,
+    )  # fmt: skip
     return Batches(
-        sampler=CaptionSampler(index, sources_of(work)),
+        config,
+        sampler=CaptionSampler(index, config.captions, config.sampling),
         pixels=pixels_of(load_pixels(index, size=SIDE)),
         tokenize=tokenize,
-        augmentation=Augmentation(),
-        image_size=SIDE,
         mean_std=((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         patches=16,
-        batch_size=batch_size,
-        seed=seed,
         rank=rank,
         world=world,
     )
 
 
-def equal(one: object, other: object) -> bool:
-    return all(
-        torch.equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True)
-    )
+def captions(batch: Batch) -> torch.Tensor:
+    """Tokens of every pair, in order of the pictures."""
+    assert torch.equal(batch.pair_picture_P, torch.arange(batch.pictures))
+    return batch.tokens_UL[batch.pair_text_P]
+
+
+def equal(one: Batch, other: Batch) -> bool:
+    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs if isinstance(a, torch.Tensor))
 
 
 def test_a_batch_is_a_function_of_the_step(work: Path) -> None:
@@ -73,10 +79,9 @@ def test_a_batch_is_a_function_of_the_step(work: Path) -> None:
 def test_ranks_share_the_global_batch(work: Path) -> None:
     whole = make(work)[3]
     parts = [make(work, rank=rank, world=2)[3] for rank in range(2)]
-    for name in ("images_B3HH", "text_ids_B", "sample_ids_B", "patch_order_BP"):
+    for name in ("images_BV3HH", "sample_ids_B", "patch_order_BN"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(p, name) for p in parts])), name
-    tokens = torch.cat([part.tokens_UL[part.text_B] for part in parts])
-    assert torch.equal(whole.tokens_UL[whole.text_B], tokens)
+    assert torch.equal(captions(whole), torch.cat([captions(part) for part in parts]))
 
 
 def test_a_pass_meets_every_captioned_picture_once(work: Path) -> None:
@@ -94,65 +99,17 @@ def test_picture_and_caption_belong_together(work: Path) -> None:
     keys = load_index(work)["key"].to_pylist()
     for step in range(4):
         batch = batches[step]
-        for row, tokens in zip(batch.sample_ids_B, batch.tokens_UL[batch.text_B], strict=True):
+        for row, tokens in zip(batch.sample_ids_B, captions(batch), strict=True):
             assert WORDS[COLOURS[int(keys[row]) % 4]] in tokens
 
 
 def test_equal_captions_are_encoded_once(work: Path) -> None:
     batch = make(work, batch_size=23)[0]
-    tokens = batch.tokens_UL[batch.text_B]
+    tokens = captions(batch)
     assert len(batch.tokens_UL) < len(tokens)
     same = (tokens[:, None] == tokens[None]).all(-1)
-    assert torch.equal(same, batch.text_ids_B[:, None] == batch.text_ids_B[None])
-
-
-def test_sources_are_chosen_by_probability_among_those_that_have_a_caption(work: Path) -> None:
-    index = load_index(work)
-    described = CaptionSource(name="d", folder=work / "captions" / "described", probability=3)
-    sampler = CaptionSampler(index, (described, CaptionSource(name="alt")))
-    row = index["key"].to_pylist().index("000000010")  # has both
-    epochs = np.arange(4000)
-    rows = np.full(4000, row)
-    chosen = sampler.choose(rows, Draws(0, rows, epochs))
-    shares = {text: chosen.count(text) / 4000 for text in set(chosen)}
-    assert shares == {
-        "a blue square": pytest.approx(0.375, abs=0.03),
-        "a blue thing": pytest.approx(0.375, abs=0.03),
-        "buy blue now": pytest.approx(0.25, abs=0.03),
-    }
-    row = index["key"].to_pylist().index("000000002")  # alt text alone
-    rows = np.full(50, row)
-    assert set(sampler.choose(rows, Draws(0, rows, epochs[:50]))) == {"buy blue one one now"}
-
-
-def test_a_choice_does_not_depend_on_the_rest_of_the_batch(work: Path) -> None:
-    sampler = CaptionSampler(load_index(work), sources_of(work))
-    rows, epochs = sampler.rows, np.full(len(sampler.rows), 5)
-    together = sampler.choose(rows, Draws(7, rows, epochs))
-    alone = [
-        sampler.choose(rows[i : i + 1], Draws(7, rows[i : i + 1], epochs[:1]))[0] for i in range(9)
-    ]
-    assert together[:9] == alone
-
-
-def test_source_filter_and_counts(work: Path) -> None:
-    folder = work / "captions" / "described"
-    beams = CaptionSource(name="beams", folder=folder, sources=("beam",))
-    sampler = CaptionSampler(load_index(work), (beams,))
-    assert sampler.counts() == {"beams": (21, 21)}
-    assert {text.split()[-1] for text in sampler.texts()} == {"square"}
-
-
-def test_no_caption_at_all_is_an_error(work: Path) -> None:
-    none = CaptionSource(name="beams", folder=work / "captions" / "described", sources=("nobody",))
-    with pytest.raises(
-        CapwrightError, match="none of the 24 pictures has a caption from beams: check"
-    ):
-        CaptionSampler(load_index(work), (none,))
-    sampler = CaptionSampler(load_index(work), (none,), required=False)
-    rows = sampler.rows[:3]
-    assert len(sampler.rows) == 24
-    assert sampler.choose(rows, Draws(0, rows, rows)) == ["", "", ""]
+    ids = batch.text_ids_U[batch.pair_text_P]
+    assert torch.equal(same, ids[:, None] == ids[None])
 
 
 def test_draws_are_uniform_and_independent() -> None:
@@ -173,31 +130,6 @@ def test_permutations_differ_by_epoch_and_seed() -> None:
     orders = [tuple(permutation(seed, epoch, 50)) for seed in range(2) for epoch in range(2)]
     assert len(set(orders)) == 4
     assert all(sorted(order) == list(range(50)) for order in orders)
-
-
-def test_whole_crop_changes_nothing_and_smaller_ones_magnify() -> None:
-    rows = np.arange(4)
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
-    whole = Augmentation(crop_area=(1, 1), crop_aspect=(1, 1))
-    same = augment(pixels, Draws(0, rows, rows), whole, 16)
-    assert torch.allclose(same, torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255, atol=1e-5)
-    ramp = np.broadcast_to(np.arange(16, dtype=np.uint8)[None, None, :, None] * 16, (4, 16, 16, 3))
-    half = Augmentation(crop_area=(0.25, 0.25), crop_aspect=(1, 1))
-    crops = augment(ramp, Draws(0, rows, rows), half, 16)
-    slopes = (crops[..., 10] - crops[..., 6]) * 255 / 4
-    assert torch.allclose(
-        slopes, torch.full_like(slopes, 8.0), atol=0.1
-    )  # 16 a pixel, twice as large
-    assert len({round(float(x), 3) for x in crops[:, 0, 0, 8]}) > 1  # at different places
-
-
-def test_mirroring_only_when_asked() -> None:
-    rows = np.arange(64)
-    ramp = np.broadcast_to(np.arange(16, dtype=np.uint8)[None, None, :, None] * 16, (64, 16, 16, 3))
-    for flip, expected in ((False, 0), (True, 32)):
-        images = augment(ramp, Draws(0, rows, rows), Augmentation(flip=flip), 16)
-        mirrored = int((images[:, 0, 8, 4] > images[:, 0, 8, 12]).sum())
-        assert mirrored == pytest.approx(expected, abs=12 if flip else 0)
 
 
 def test_pictures_from_tars_are_those_of_the_cache(work: Path) -> None:
@@ -236,3 +168,18 @@ def test_token_ids_tell_order_and_padding_apart() -> None:
     assert ids[0] == ids[2]
     assert len(set(ids.tolist())) == 4
     assert token_ids(rows[1:2])[0] == ids[1]
+
+
+def test_features_of_the_parts_are_those_of_the_whole(work: Path) -> None:
+    """Pictures, captions and pairs are cut so that nothing is lost or moved."""
+    batch = make(work, batch_size=7)[0]
+    parts = [batch.part(i, 3) for i in range(3)]
+    assert [part.pictures for part in parts] == [2, 2, 3]
+    images = torch.cat([part.images_BV3HH for part in parts])
+    assert torch.equal(images, batch.images_BV3HH)
+    tokens = torch.cat([part.tokens_to_encode_UL for part in parts])
+    assert torch.equal(tokens, batch.tokens_UL)
+    seen = torch.cat([part.tokens_UL[part.pair_text_P] for part in parts])
+    assert torch.equal(seen, captions(batch))
+    for part in parts:
+        assert torch.equal(part.pair_picture_P, torch.arange(part.pictures))

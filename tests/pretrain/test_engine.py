@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 import capwright.models as models
 from capwright.core.errors import CapwrightError
-from capwright.pretrain import checkpoint, engine
+from capwright.pretrain import augmentation, checkpoint, engine
+from capwright.pretrain.batch import Batch
 from capwright.pretrain.config import Augmentation, CaptionSource, PretrainConfig
 from capwright.pretrain.optimizer import build_optimizer, learning_rate
 
@@ -32,18 +33,15 @@ def same_weights(one: Path, other: Path) -> bool:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
     """Die in the middle of the step after `samples`, checkpoints written so far stay."""
-    step = engine._step
+    step = engine._Run._step
 
-    def dying(config, *rest):  # type: ignore[no-untyped-def]
-        batch = rest[1]
-        position = monkeypatch.__dict__.setdefault("steps", 0)
-        if position * config.batch_size >= samples:
+    def dying(self: engine._Run, number: int, batch: Batch, **rest: Any) -> dict[str, float]:
+        if number * self.config.batch_size >= samples:
             raise KeyboardInterrupt
-        monkeypatch.__dict__["steps"] = position + 1
-        assert len(batch.sample_ids_B) == config.batch_size
-        return step(config, *rest)
+        assert len(batch.sample_ids_B) == self.config.batch_size
+        return step(self, number, batch, **rest)
 
-    monkeypatch.setattr(engine, "_step", dying)
+    monkeypatch.setattr(engine._Run, "_step", dying)
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +91,9 @@ def test_printed_plan(
 ) -> None:
     engine.run(tiny_config(work, tmp_path / "run", samples=8, warmup_samples=0))
     shown = capfd.readouterr().err
-    assert "8 = 1 steps of 8, 0.3 passes over 23 pictures" in shown
-    assert "left out   1 pictures without a caption" in shown
-    assert "captions   described: 42 for 21 pictures, probability 1" in shown
-    assert "captions   alt: 22 for 22 pictures, probability 0.5" in shown
+    assert "8 = 1 steps of 8 · 0.3 passes over 23 pictures (1 have no caption)" in shown
+    assert "described  21 pictures · 42 captions" in shown
+    assert "alt        22 pictures · 22 captions" in shown
     assert "pretrain: 8/8 samples" in shown
 
 
@@ -142,7 +139,7 @@ def test_workers_and_tars_change_nothing(
 def test_a_finished_run_is_not_repeated(
     work: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: Plan
 ) -> None:
-    monkeypatch.setattr(engine, "_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(engine._Run, "train", lambda *_: pytest.fail("trained again"))
     assert engine.run(tiny_config(work, finished)).samples_seen == 48
 
 
@@ -164,13 +161,13 @@ def test_resume_never_refuses(
 
 
 def _train_slowly(config: PretrainConfig) -> None:
-    step = engine._step
+    step = engine._Run._step
 
-    def slow(*rest):  # type: ignore[no-untyped-def]
+    def slow(*rest, **options):  # type: ignore[no-untyped-def]
         time.sleep(0.02)
-        return step(*rest)
+        return step(*rest, **options)
 
-    engine._step = slow
+    engine._Run._step = slow  # type: ignore[method-assign]
     engine.run(config)
 
 
@@ -191,20 +188,25 @@ def test_a_kill_in_the_middle_leaves_a_run_that_goes_on(
     assert same_weights(engine.run(config).checkpoint, finished / "checkpoints" / "last")
 
 
-def test_a_loss_that_is_not_finite_names_step_and_samples(
+def test_a_loss_that_is_not_finite_names_the_sample_and_keeps_the_batch(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: Plan
 ) -> None:
-    augmented = "capwright.pretrain.batches.augment"
-    monkeypatch.setattr(
-        augmented, lambda pixels, *_: torch.full((len(pixels), 3, 16, 16), torch.nan)
-    )
-    with pytest.raises(
-        CapwrightError, match=r"the loss is nan at step 0 \(8 samples seen; first"
-    ) as e:
+    view = augmentation.view
+
+    def spoil(images: torch.Tensor, theta: torch.Tensor, size: int) -> torch.Tensor:
+        seen = view(images, theta, size)
+        seen[2] = torch.nan
+        return seen
+
+    monkeypatch.setattr(augmentation, "view", spoil)
+    with pytest.raises(CapwrightError) as raised:
         engine.run(tiny_config(work, tmp_path / "run"))
-    assert (
-        sum(part.strip(" ):").isdigit() for part in str(e.value).split("batch:")[1].split(",")) >= 4
-    )
+    message = str(raised.value)
+    assert "not finite at step 0: loss nan" in message
+    assert "lower learning_rate or set precision=fp32" in message
+    saved = torch.load(tmp_path / "run" / "failed_step" / "rank_0.pt", weights_only=True)
+    assert saved["batch"]["images_BV3HH"].shape == (8, 1, 3, 16, 16)
+    assert f"it begins with 1 of its samples: {saved['keys'][2]}." in message
 
 
 def _one_of_two(rank: int, config: PretrainConfig, meeting: Path) -> None:

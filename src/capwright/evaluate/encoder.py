@@ -57,7 +57,7 @@ class Encoder:
         """Unit vectors [N, E]."""
         self.model.eval()
         batches = (self.normalised(b) for b in batched(images_NSS3, BATCH))
-        return torch.cat([F.normalize(self.model.encode_image(b), dim=-1) for b in batches])
+        return torch.cat([F.normalize(towers.encode_image(self.model, b), dim=-1) for b in batches])
 
     @torch.no_grad()
     def text_embeddings(self, texts: Sequence[str]) -> Tensor:

@@ -5,3 +5,4 @@ name them load with `open_clip.create_model_and_transforms("local-dir:FOLDER")`.
 """
 
 from capwright.models import stem_vit as stem_vit
+from capwright.models.mobile import reparameterize as reparameterize

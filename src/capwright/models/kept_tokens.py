@@ -59,7 +59,7 @@ def _slot(model: nn.Module) -> KeptTokens:
     owner, name = visual, "patch_dropout"
     if hasattr(visual, "trunk"):
         owner, name = visual.trunk, "patch_drop"
-    if not hasattr(owner, name):
+    if getattr(owner, name, None) is None:
         raise CapwrightError(
             f"the image tower {type(owner).__name__} has no patches to drop: set patch_dropout=0 "
             "and leave out masked objectives, or choose a vision transformer"

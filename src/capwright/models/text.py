@@ -36,8 +36,9 @@ def write_word_tokenizer(
         [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
     )
     counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    for text, times in Counter(texts).items():  # alt text repeats itself
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
+            counts[word] += times
     ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
     words = [*SPECIAL, *(word for _, word in ranked if word not in SPECIAL)][:vocabulary]
 

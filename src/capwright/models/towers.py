@@ -2,14 +2,20 @@
 
 Reads checkpoint folders in open_clip's form (`open_clip_config.json` beside
 `open_clip_model.safetensors`). A configuration is open_clip's: `{"embed_dim", "vision_cfg",
-"text_cfg"}`; a name is "nano" (this project's small model) or any of open_clip's ("ViT-B-32").
+"text_cfg"}`, with any timm backbone as `vision_cfg.timm_model_name`; a name is "nano" or "nano-mci"
+(this project's small models), any of open_clip's ("ViT-B-32"), a JSON file, or a checkpoint.
+
+Every other file computes embeddings through `encode_image`, `encode_text`, `embed_with_patches` and
+`dense_features`: they take images of any size that the tower can (`image_sizes.py`), leave out work
+that cannot reach the output (`text_groups.py`) and never normalise.
 
 Shapes: B pictures, H and W pixels, h and w tokens down and across, D features of a token,
-L context length, l the longest text of a batch, E embedding.
+L context length, K kept patches, E embedding.
 """
 
 import copy
 import difflib
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,13 +24,15 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from capwright.core.errors import CapwrightError
+from capwright.models import text_groups
+from capwright.models.image_sizes import allow_any_size, at_size
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+RESNET_LAYERS = 5  # of open_clip's own: the stem and four stages
 
 NANO: Mapping[str, Any] = {
     "embed_dim": 128,
@@ -43,50 +51,97 @@ NANO: Mapping[str, Any] = {
         "layers": 2,
     },
 }
+OWN: Mapping[str, Mapping[str, Any]] = {
+    "nano": NANO,
+    "nano-mci": {
+        **NANO,
+        "vision_cfg": {**NANO["vision_cfg"], "timm_model_name": "capwright_mci_nano_s8"},
+    },
+}
 
 
-def model_config(name_or_config: str | Mapping[str, Any]) -> dict[str, Any]:
-    """Return a fresh open_clip configuration for a name ("nano", "ViT-B-32") or a configuration.
+def model_config(name_or_config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """Return a fresh open_clip configuration for a name, a JSON file, a checkpoint or a mapping.
 
     Patch dropout is taken out: in training the kept patches come from outside (`kept_tokens`).
     Raises CapwrightError for an unknown name or a configuration without its three parts.
     """
-    if isinstance(name_or_config, str):
-        config = NANO if name_or_config == "nano" else open_clip.get_model_config(name_or_config)
-        if config is None:
-            names = ["nano", *open_clip.list_models()]
-            near = difflib.get_close_matches(name_or_config, names, n=3) or ["nano", "ViT-B-32"]
-            raise CapwrightError(
-                f"model {name_or_config!r} is unknown: "
-                f"did you mean {' or '.join(map(repr, near))}? "
-                "`open_clip.list_models()` lists the others, and a configuration works too"
-            )
-    else:
+    if isinstance(name_or_config, Mapping):
         config = dict(name_or_config)
+    else:
+        config = _named_config(str(name_or_config))
     missing = [part for part in ("embed_dim", "vision_cfg", "text_cfg") if part not in config]
     if missing:
         raise CapwrightError(
             f"the model configuration has no {', '.join(missing)}: "
             "it needs embed_dim, vision_cfg and text_cfg as in open_clip's model_configs"
         )
-    config = copy.deepcopy(dict(config))
+    config = copy.deepcopy(config)
     config["vision_cfg"].pop("patch_dropout", None)
     config["custom_text"] = True  # one form of the text tower, whose positions can be trimmed
     return config
 
 
-def build(name_or_config: str | Mapping[str, Any]) -> Any:
-    """Build an untrained open_clip model; its weights come from torch's random state."""
+def _named_config(name: str) -> dict[str, Any]:
+    if name in OWN:
+        return dict(OWN[name])
+    found: dict[str, Any] | None
+    if name.startswith("hf-hub:"):
+        try:
+            with quiet_open_clip():
+                found = open_clip.get_model_config(name)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise CapwrightError(
+                f"model {name!r} cannot be fetched ({error}): check the name and the connection"
+            ) from error
+    else:
+        file = config_file(name) or (Path(name) if name.endswith(".json") else None)
+        found = read_config(file) if file else open_clip.get_model_config(name)
+    if found is None:
+        names = [*OWN, *open_clip.list_models()]
+        near = difflib.get_close_matches(name, names, n=3) or ["nano", "ViT-B-32"]
+        raise CapwrightError(
+            f"model {name!r} is unknown: did you mean {' or '.join(map(repr, near))}? "
+            "`open_clip.list_models()` lists the others, and a configuration, a JSON file or a "
+            "checkpoint folder works too"
+        )
+    return found
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The model's part of a JSON file; CapwrightError for one that cannot be read."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        config: dict[str, Any] = dict(content.get("model_cfg", content))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CapwrightError(
+            f"model file {str(file)!r} cannot be read ({error}): "
+            "expected a JSON object with embed_dim, vision_cfg and text_cfg"
+        ) from error
+    return config
+
+
+def build(name_or_config: str | Path | Mapping[str, Any]) -> Any:
+    """Build an untrained open_clip model; its weights come from torch's random state.
+
+    A timm vision transformer keeps its positions at its own size, so that open_clip reads the
+    checkpoints, and interpolates them to `image_size` in every pass. open_clip alone, on such a
+    checkpoint at another size than timm's, needs `force_image_size=` to do the same.
+    """
     config = model_config(name_or_config)
     config.pop("custom_text")
     kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
     try:
         model = kind(**config)
-    except (TypeError, RuntimeError, AssertionError) as error:
+    except (TypeError, RuntimeError, AssertionError, ValueError) as error:
         raise CapwrightError(
             f"the model configuration cannot be built ({error}): "
             "compare it with open_clip's model_configs"
         ) from error
+    if hasattr(model, "text_decoder"):  # open_clip leaves this one as the memory is
+        with torch.random.fork_rng(devices=[]):
+            nn.init.normal_(model.text_decoder.text_projection, std=model.text_decoder.width**-0.5)
+    allow_any_size(model.visual)
     open_clip.set_model_preprocess_cfg(model, preprocess_config(config))
     return model
 
@@ -111,21 +166,40 @@ def load(folder_or_tag: str | Path) -> tuple[Any, Any, Any]:
     checkpoint is taken), `hf-hub:ORG/REPOSITORY`, or open_clip's `MODEL/TAG` (`ViT-B-32/openai`).
     Raises CapwrightError where there is none.
     """
-    name, tag = _resolve(folder_or_tag)
-    with _quiet_open_clip():
-        model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=tag)
+    name, tag = resolve(folder_or_tag)
+    known = open_clip.get_pretrained_cfg(name, tag) if tag else {}
+    with quiet_open_clip():
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            name,
+            pretrained=tag,
+            # ViT-B-32/openai names a model with GELU, but its weights are of the other one
+            force_quick_gelu=bool((known or {}).get("quick_gelu")),
+        )
         tokenizer = open_clip.get_tokenizer(name)
+    allow_any_size(model.visual)
     return model.eval(), preprocess, tokenizer
 
 
-def _resolve(folder_or_tag: str | Path) -> tuple[str, str | None]:
+def config_file(folder: str | Path) -> Path | None:
+    """The configuration in a checkpoint folder, or in the last checkpoint of a run folder."""
+    place = Path(str(folder).removeprefix("local-dir:"))
+    for candidate in (place / CONFIG_FILE, place / "checkpoints" / "last" / CONFIG_FILE):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def resolve(folder_or_tag: str | Path) -> tuple[str, str | None]:
+    """(name, tag) as `open_clip.create_model_and_transforms` takes them.
+
+    Raises CapwrightError for what is no checkpoint.
+    """
     text = str(folder_or_tag)
     if text.startswith("hf-hub:"):
         return text, None
-    folder = Path(text.removeprefix("local-dir:"))
-    for candidate in (folder, folder / "checkpoints" / "last"):
-        if (candidate / CONFIG_FILE).is_file():
-            return f"local-dir:{candidate}", None
+    file = config_file(text)
+    if file:
+        return f"local-dir:{file.parent}", None
     model, _, tag = text.rpartition("/")
     if tag and tag in open_clip.list_pretrained_tags_by_model(model):
         return model, tag
@@ -135,37 +209,74 @@ def _resolve(folder_or_tag: str | Path) -> tuple[str, str | None]:
     )
 
 
-def dense_features(model: Any, images_B3HW: Tensor, layer: int | None = None) -> Tensor:
-    """Features of every patch, [B, D, h, w], after the tower's final norm; differentiable.
+def encode_image(model: Any, images_B3HW: Tensor) -> Tensor:
+    """Embed pictures, [B, E], not normalised; inside `kept_tokens` from the kept patches alone."""
+    visual = getattr(model, "visual", model)
+    with at_size(visual, *images_B3HW.shape[-2:]):
+        embedded = visual(images_B3HW)
+    image_BE: Tensor = embedded[0] if isinstance(embedded, tuple) else embedded  # CoCa adds tokens
+    return image_BE
 
-    `layer` counts transformer blocks (or stages) from 0, negative from the end; None is the last.
-    Works for open_clip's own towers, timm towers inside open_clip, and bare timm models.
+
+def embed_with_patches(model: Any, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+    """What `encode_image` and the last `dense_features` give, [B, E] and [B, D, h, w], in one pass.
+
+    All patches are needed: it does not work inside `kept_tokens`.
     """
-    return _intermediate(model, images_B3HW, -1 if layer is None else layer, "NCHW")
+    return _forward(model, images_B3HW, -1, pooled=True)
+
+
+def dense_features(model: Any, images_B3HW: Tensor, layer: int | None = None) -> Tensor:
+    """Features on the grid of a layer, [B, D, h, w]; differentiable.
+
+    `layer` counts from 0, negative from the end (None is the last): the blocks of a vision
+    transformer, or the stages of ConvNeXt and FastViT (MCi) and of a ResNet, whose stage 0 is
+    the stem. A vision transformer's features pass its final norm at every depth, and
+    ConvNeXt's at the last; CoCa's do not (its norm follows an attention pool), nor do those of
+    networks that have no final norm. Works for open_clip's own towers, timm towers inside
+    open_clip, and bare timm models. Raises CapwrightError for a layer that does not exist.
+    """
+    return _forward(model, images_B3HW, -1 if layer is None else layer, pooled=False)[1]
+
+
+def layers(model: Any) -> int:
+    """How many layers `dense_features` knows of the image tower."""
+    visual = getattr(model, "visual", model)
+    trunk = getattr(visual, "trunk", visual)
+    if hasattr(trunk, "feature_info"):  # timm
+        return len(trunk.feature_info)
+    return len(visual.transformer.resblocks) if hasattr(visual, "transformer") else RESNET_LAYERS
 
 
 def patch_features(model: Any, images_B3HW: Tensor) -> Tensor:
     """Features of the kept patches, [B, K, D], after the final norm (see `kept_tokens`)."""
-    return _intermediate(model, images_B3HW, -1, "NLC")
+    return _forward(model, images_B3HW, -1, pooled=False, form="NLC")[1]
 
 
-def _intermediate(model: Any, images_B3HW: Tensor, layer: int, form: str) -> Tensor:
-    visual = getattr(model, "visual", model)
-    options = {
+def _forward(
+    model: Any, images_B3HW: Tensor, layer: int, *, pooled: bool, form: str = "NCHW"
+) -> tuple[Any, Tensor]:
+    """(embedding or None where not `pooled`, features of a layer)."""
+    visual, count = getattr(model, "visual", model), layers(model)
+    if not -count <= layer < count:
+        raise CapwrightError(
+            f"layer {layer} does not exist: the image tower has {count} layers, "
+            f"so choose 0 to {count - 1}, or -1 to -{count} from the end"
+        )
+    options: dict[str, Any] = {
         "indices": [layer],
-        "stop_early": True,
-        "intermediates_only": True,
         "output_fmt": form,
+        "intermediates_only": not pooled,
+        "stop_early": not pooled,
     }
-    if visual is model and not hasattr(model, "image_size"):  # a timm model on its own
-        maps = visual.forward_intermediates(images_B3HW, norm=True, **options)
-    else:
+    with at_size(visual, *images_B3HW.shape[-2:]):
+        if hasattr(visual, "feature_info"):  # a timm model on its own
+            out = visual.forward_intermediates(images_B3HW, norm=True, **options)
+            return (visual.forward_head(out[0]), out[1][-1]) if pooled else (None, out[-1])
         # CoCa normalises what an attention pool gives, in another width: its patches have no norm
         norm = getattr(visual, "attn_pool", None) is None
         out = visual.forward_intermediates(images_B3HW, normalize_intermediates=norm, **options)
-        maps = out["image_intermediates"]
-    features: Tensor = maps[-1]
-    return features
+        return out.get("image_features"), out["image_intermediates"][-1]
 
 
 @torch.no_grad()
@@ -194,37 +305,17 @@ def image_std(model: Any) -> tuple[float, float, float]:
 
 
 def encode_text(model: Any, tokens_BL: Tensor) -> Tensor:
-    """Embed texts, [B, E], computing no position after the end of the longest text of the batch.
+    """Embed texts, [B, E], not normalised, without computing what cannot reach the output.
 
     In a causal tower that pools at the end of the text nothing after it can reach the output, so
     the result is that of `model.encode_text(tokens_BL)`; other towers get every position.
     """
-    length = trimmed_length(model, tokens_BL)
-    if length == tokens_BL.shape[1]:
-        embedded: Tensor = model.encode_text(tokens_BL)
-        return embedded
-    tower, mask_LL = model.text, model.text.attn_mask
-    tower.attn_mask = mask_LL[:length, :length]  # open_clip trims the positions but not the mask
-    try:
-        embedded = model.encode_text(tokens_BL[:, :length].contiguous())
-    finally:
-        tower.attn_mask = mask_LL
-    return embedded
-
-
-def trimmed_length(model: Any, tokens_BL: Tensor) -> int:
-    """How many positions of `tokens_BL` can reach the output of the text tower."""
-    tower: Any = getattr(model, "text", None)
-    causal = isinstance(tower, TextTransformer) and tower.attn_mask is not None
-    if not causal or tower.cls_emb is not None or tower.output_tokens:
-        return tokens_BL.shape[1]
-    if tower.pool_type == "argmax":
-        end_B = tokens_BL.argmax(dim=1)
-    elif tower.pool_type == "eos":
-        end_B = (tokens_BL == tower.eos_id).int().argmax(dim=1)
-    else:
-        return tokens_BL.shape[1]
-    return int(end_B.max()) + 1
+    tower = getattr(model, "text", None)
+    end_B = text_groups.ends(tower, tokens_BL)
+    if end_B is None:
+        whole: Tensor = model.encode_text(tokens_BL, normalize=False)
+        return whole
+    return text_groups.encode(tower, tokens_BL, end_B)
 
 
 def use_plain_attention(model: nn.Module) -> None:
@@ -240,7 +331,8 @@ def use_plain_attention(model: nn.Module) -> None:
 
 
 @contextmanager
-def _quiet_open_clip() -> Iterator[None]:
+def quiet_open_clip() -> Iterator[None]:
+    """Keep open_clip's log lines to itself."""
     # open_clip logs through the root logger, and its first line would configure it for everybody
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)

@@ -2,19 +2,18 @@
 
 Reads pictures (decoded once into a memory map, or from the tars as it goes) and captions. A step's
 global batch is a slice of an endless sequence of passes over the samples, each in its own order;
-a rank takes its share of the slice. What is random comes from `draws`.
+a rank takes its share of the slice. What is random comes from `draws`. How many views there are and
+what objectives bring beside them depends on which have a weight at the step.
 
-Shapes: B samples of this rank, S stored side, H image side, P patches, L context length,
-U different captions of the batch.
+Shapes: B samples of this rank, V views, S stored side, H image side, N patches, L context length,
+P pairs, U different captions of the batch.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -22,30 +21,18 @@ from torch.utils.data import Dataset
 from capwright.core.errors import CapwrightError
 from capwright.corpus.pictures import PictureError, decode_rgb
 from capwright.corpus.places import ByteReader, Place, places
+from capwright.pretrain import augmentation
+from capwright.pretrain.batch import Batch
 from capwright.pretrain.caption_sampler import CaptionSampler
-from capwright.pretrain.config import Augmentation
+from capwright.pretrain.config import PretrainConfig
 from capwright.pretrain.draws import Draws, permutation
+from capwright.pretrain.objective import Extra, Request, ViewMaker
 
 MEMORISED_TEXTS = 1_000_000  # token rows that are kept instead of tokenised again
 
 Pixels = Callable[[NDArray[np.int64]], NDArray[np.uint8]]  # rows -> uint8 [B, S, S, 3]
 Tokenize = Callable[[Sequence[str]], Tensor]  # texts -> int64 [texts, L]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """One rank's share of a step."""
-
-    images_B3HH: Tensor  # float, normalised
-    tokens_UL: Tensor  # int64, each different caption once
-    text_B: Tensor  # int64, row of tokens_UL
-    text_ids_B: Tensor  # int64, equal for captions with equal tokens, on any rank
-    sample_ids_B: Tensor  # int64, row of the index
-    patch_order_BP: Tensor  # int64, a random order of the patches
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
-        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
+MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class Batches(Dataset[Batch]):
@@ -53,54 +40,97 @@ class Batches(Dataset[Batch]):
 
     def __init__(
         self,
+        config: PretrainConfig,
         *,
         sampler: CaptionSampler,
         pixels: Pixels,
         tokenize: Tokenize,
-        augmentation: Augmentation,
-        image_size: int,
-        mean_std: tuple[tuple[float, ...], tuple[float, ...]],
+        mean_std: MeanStd,
         patches: int,
-        batch_size: int,
-        seed: int,
+        views: Mapping[str, int] | None = None,
+        extras: Mapping[str, Extra] | None = None,
+        view_maker: ViewMaker | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.sampler, self.pixels, self.augmentation = sampler, pixels, augmentation
-        self.image_size, self.patches, self.seed = image_size, patches, seed
-        self.batch_size, self.rank, self.world = batch_size, rank, world
+        """`views` and `extras` are what each objective wants, by its name."""
+        self.config, self.sampler, self.pixels = config, sampler, pixels
+        self.mean_std, self.patches = mean_std, patches
+        self.views, self.extras, self.view_maker = views or {}, extras or {}, view_maker
+        self.rank, self.world = rank, world
         self.tokens = MemorisedTokens(tokenize)
-        self._mean_std = torch.tensor(mean_std).view(2, 1, 3, 1, 1)
 
     def rows(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows of the index and their epochs for this rank at a step."""
-        share = self.batch_size // self.world
-        first = step * self.batch_size + self.rank * share
+        size = self.config.batch_size
+        share = size // self.world
+        first = step * size + self.rank * share
         position_B = np.arange(first, first + share)
         epoch_B, place_B = np.divmod(position_B, len(self.sampler.rows))
         row_B = np.empty(share, np.int64)
         for epoch in np.unique(epoch_B):
-            order = permutation(self.seed, int(epoch), len(self.sampler.rows))
+            order = permutation(self.config.seed, int(epoch), len(self.sampler.rows))
             here = epoch_B == epoch
             row_B[here] = self.sampler.rows[order[place_B[here]]]
         return row_B, epoch_B
 
     def __getitem__(self, step: int) -> Batch:
-        row_B, epoch_B = self.rows(step)
-        draws = Draws(self.seed, row_B, epoch_B)
-        tokens_BL = self.tokens(self.sampler.choose(row_B, draws))
-        text_ids_B = token_ids(tokens_BL)
-        _, first_U, text_B = np.unique(text_ids_B, return_index=True, return_inverse=True)
-        images = augment(self.pixels(row_B), draws, self.augmentation, self.image_size)
-        patch_order_BP = draws.uniform("patches", self.patches).argsort(axis=1)
-        return Batch(
-            images_B3HH=(images - self._mean_std[0]) / self._mean_std[1],
-            tokens_UL=torch.from_numpy(tokens_BL[first_U]),
-            text_B=torch.from_numpy(text_B),
-            text_ids_B=torch.from_numpy(text_ids_B),
-            sample_ids_B=torch.from_numpy(row_B),
-            patch_order_BP=torch.from_numpy(patch_order_BP),
+        return self.first(step, self.config.batch_size // self.world)
+
+    def first(self, step: int, pictures: int) -> Batch:
+        """The batch of this rank's first pictures of a step."""
+        row_B, epoch_B = (values[:pictures] for values in self.rows(step))
+        draws = Draws(self.config.seed, row_B, epoch_B)
+        chosen = self.sampler.choose(row_B, draws, step / self.config.steps)
+        tokens_PL = self.tokens(chosen.texts)
+        ids_U, first_U, text_P = np.unique(
+            token_ids(tokens_PL), return_index=True, return_inverse=True
         )
+        active = self.config.active(step)
+        views = max([self.views.get(name, 1) for name in active], default=1)
+        images_BV3HH, theta_BV23, pixels_BSS3 = self._views(row_B, draws, views)
+        request = Request(
+            row_B=row_B,
+            epoch_B=epoch_B,
+            draws=draws,
+            pixels_BSS3=pixels_BSS3,
+            theta_BV23=theta_BV23,
+            texts_P=chosen.texts,
+            pair_picture_P=chosen.picture_P,
+        )
+        extras: dict[str, Tensor] = {}
+        for name in sorted(active.keys() & self.extras.keys()):
+            extras |= self.extras[name](request)
+        return Batch(
+            images_BV3HH=augmentation.normalise(images_BV3HH, self.mean_std),
+            tokens_UL=torch.from_numpy(tokens_PL[first_U]),
+            text_ids_U=torch.from_numpy(ids_U),
+            pair_picture_P=torch.from_numpy(chosen.picture_P),
+            pair_text_P=torch.from_numpy(text_P.astype(np.int64)),
+            pair_set_P=torch.from_numpy(chosen.set_P),
+            sample_ids_B=torch.from_numpy(row_B),
+            patch_order_BN=torch.from_numpy(draws.uniform("patches", self.patches).argsort(axis=1)),
+            extras=extras,
+            caption_sets=2 if self.config.sampling.mode == "both" else 1,
+            step=step,
+        )
+
+    def _views(
+        self, row_B: NDArray[np.int64], draws: Draws, views: int
+    ) -> tuple[Tensor, Tensor, NDArray[np.uint8] | None]:
+        if self.view_maker is not None:
+            # in the usual order of memory: on pictures with channels last, the backward pass of
+            # small depthwise convolutions corrupts the heap (PyTorch 2.14 on a processor)
+            images_BV3HH = self.view_maker(row_B, draws).contiguous()
+            whole = torch.eye(2, 3).expand(*images_BV3HH.shape[:2], 2, 3)
+            return images_BV3HH, whole, None
+        pixels_BSS3 = self.pixels(row_B)
+        images_B3SS = augmentation.as_floats(pixels_BSS3)
+        purposes = ["augmentation", *(f"augmentation {i}" for i in range(1, views))]
+        thetas = [augmentation.crops(draws, self.config.augmentation, name) for name in purposes]
+        size = self.config.image_size
+        images = [augmentation.view(images_B3SS, theta, size) for theta in thetas]
+        return torch.stack(images, dim=1), torch.stack(thetas, dim=1), pixels_BSS3
 
 
 class MemorisedTokens:
@@ -112,6 +142,8 @@ class MemorisedTokens:
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Token ids, int64 [texts, L]."""
+        if not texts:
+            return self._tokenize(["a"]).numpy()[:0]
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         rows = dict(zip(new, self._tokenize(new).numpy(), strict=True)) if new else {}
         if len(self._known) + len(rows) <= MEMORISED_TEXTS:
@@ -119,39 +151,14 @@ class MemorisedTokens:
         return np.stack([rows[t] if t in rows else self._known[t] for t in texts])
 
 
-def token_ids(tokens_BL: NDArray[np.int64]) -> NDArray[np.int64]:
+def token_ids(tokens_PL: NDArray[np.int64]) -> NDArray[np.int64]:
     """One number for each row of tokens, equal for equal rows in any batch (a hash modulo 2^64)."""
     factor_L = np.random.Generator(np.random.Philox(key=[0, 0])).integers(
-        1, 2**63, size=tokens_BL.shape[1], dtype=np.uint64
+        1, 2**63, size=tokens_PL.shape[1], dtype=np.uint64
     )
     with np.errstate(over="ignore"):
-        hashed_BL = (tokens_BL.astype(np.uint64) + np.uint64(1)) * (factor_L | np.uint64(1))
-        return np.asarray(hashed_BL.sum(axis=1).astype(np.int64))
-
-
-def augment(
-    pixels_BSS3: NDArray[np.uint8], draws: Draws, augmentation: Augmentation, image_size: int
-) -> Tensor:
-    """Random resized crops (and mirroring) of a batch: uint8 -> float [B, 3, H, H] in 0 to 1."""
-    images_B3SS = torch.from_numpy(np.ascontiguousarray(pixels_BSS3)).permute(0, 3, 1, 2)
-    images_B3SS = images_B3SS.float() / 255
-    area, aspect, left, top, mirror = draws.uniform("augmentation", 5).T
-    low, high = augmentation.crop_area
-    area = low + (high - low) * area
-    low, high = np.log(augmentation.crop_aspect)
-    aspect = np.exp(low + (high - low) * aspect)
-    width = np.minimum(np.sqrt(area * aspect), 1.0)  # sides as shares of the picture's
-    height = np.minimum(np.sqrt(area / aspect), 1.0)
-    # grid_sample's coordinates run from -1 to 1 over the picture
-    centre_x = (1 - width) * (2 * left - 1)
-    centre_y = (1 - height) * (2 * top - 1)
-    sign = np.where(mirror < 0.5, -1.0, 1.0) if augmentation.flip else np.ones_like(mirror)
-    zero = np.zeros_like(width)
-    rows = np.stack([width * sign, zero, centre_x, zero, height, centre_y], axis=1)
-    theta_B23 = torch.from_numpy(rows.reshape(-1, 2, 3)).float()
-    size = [len(pixels_BSS3), 3, image_size, image_size]
-    where = F.affine_grid(theta_B23, size, align_corners=False)
-    return F.grid_sample(images_B3SS, where, padding_mode="border", align_corners=False)
+        hashed_PL = (tokens_PL.astype(np.uint64) + np.uint64(1)) * (factor_L | np.uint64(1))
+        return np.asarray(hashed_PL.sum(axis=1).astype(np.int64))
 
 
 def pixels_of(pixels_NSS3: NDArray[np.uint8]) -> Pixels:

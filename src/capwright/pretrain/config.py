@@ -1,7 +1,7 @@
 """The plan of a pretraining run: everything that decides the weights, and how to run it.
 
-Nothing here imports torch, so recipes are cheap to read.
-"""
+Nothing here imports torch, so recipes are cheap to read. The dials of an objective are in
+`settings/`, and a recipe finds them all here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,66 +10,31 @@ from typing import Any, Literal
 
 from capwright.core.config import as_dict
 from capwright.core.errors import CapwrightError
+from capwright.pretrain import schedule
+from capwright.pretrain.schedule import Schedule
+from capwright.pretrain.settings.augmentation import Augmentation as Augmentation
+from capwright.pretrain.settings.captioning import CaptioningSettings as CaptioningSettings
+from capwright.pretrain.settings.contrastive import ContrastiveSettings as ContrastiveSettings
+from capwright.pretrain.settings.masked_autoencoder import (
+    MaskedAutoencoderSettings as MaskedAutoencoderSettings,
+)
+from capwright.pretrain.settings.non_contrastive import (
+    NonContrastiveSettings as NonContrastiveSettings,
+)
+from capwright.pretrain.settings.pseudo_labels import PseudoLabelsSettings as PseudoLabelsSettings
+from capwright.pretrain.settings.reinforced import ReinforcedSettings as ReinforcedSettings
+from capwright.pretrain.settings.sampling import CaptionSource as CaptionSource
+from capwright.pretrain.settings.sampling import Sampling as Sampling
+from capwright.pretrain.settings.self_distillation import (
+    SelfDistillationSettings as SelfDistillationSettings,
+)
 
+TRACKERS = ("tensorboard", "wandb")
 # fields that say how and where to run, and may change between a run and its continuation
-RUNNING = ("out", "work", "threads", "loader_workers", "resume", "cache_pixels", "log_every_steps")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionSource:
-    """Captions to train on: alt text (`folder` None) or a stage's sidecars, and how often."""
-
-    name: str  # shown in the plan and in errors
-    folder: Path | None = None  # WORK/captions/STAGE; None is the alt text of the index
-    sources: tuple[str, ...] | None = None  # only rows whose `source` is one of these
-    probability: float = 1.0  # relative to the other sources that have a caption for the picture
-
-    def __post_init__(self) -> None:
-        if not self.probability > 0:
-            raise CapwrightError(
-                f"caption source {self.name!r} has probability {self.probability}: "
-                "it must be above 0; leave the source out instead"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """Light augmentation of the pictures, drawn from (seed, sample, epoch)."""
-
-    crop_area: tuple[float, float] = (0.6, 1.0)  # share of the picture's area that a crop keeps
-    crop_aspect: tuple[float, float] = (0.75, 4 / 3)  # width / height of the crop
-    flip: bool = False  # captions say left and right, so mirroring would make them false
-
-    def __post_init__(self) -> None:
-        low, high = self.crop_area
-        if not 0 < low <= high <= 1:
-            raise CapwrightError(
-                f"augmentation.crop_area is {self.crop_area}: "
-                "two shares with 0 < smallest <= largest <= 1"
-            )
-        low, high = self.crop_aspect
-        if not 0 < low <= high:
-            raise CapwrightError(
-                f"augmentation.crop_aspect is {self.crop_aspect}: "
-                "two ratios with 0 < smallest <= largest"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskedAutoencoderConfig:
-    """Dials of the objective `masked_autoencoder`."""
-
-    masked: float = 0.75  # share of the patches that are hidden and predicted
-    decoder_width: int = 96
-    decoder_layers: int = 1
-    decoder_heads: int = 4
-
-    def __post_init__(self) -> None:
-        if not 0 < self.masked < 1:
-            raise CapwrightError(
-                f"masked_autoencoder.masked is {self.masked}: "
-                "a share between 0 and 1, 0.75 in the paper"
-            )
+RUNNING = (
+    "out", "work", "threads", "loader_workers", "resume", "cache_pixels", "log_every_steps",
+    "parallel", "trackers", "checkpoint_samples", "keep_checkpoints",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,33 +43,59 @@ class PretrainConfig:
 
     out: Path  # run folder to write
     work: Path  # work folder with the index
+    # captions
     captions: tuple[CaptionSource, ...] = (CaptionSource(name="alt"),)
-    model: str | Mapping[str, Any] = "nano"  # name or open_clip configuration (models/towers.py)
-    tokenizer: Literal["corpus-words", "open_clip"] = "corpus-words"
+    sampling: Sampling = field(
+        default_factory=Sampling
+    )  # how captions are chosen from their sources
+    # towers
+    model: str | Mapping[str, Any] = "nano"  # name, JSON file or open_clip configuration
+    init: str | None = None  # weights to begin with: MODEL/TAG, hf-hub:…, a folder or a file
+    init_towers: tuple[Literal["image", "text"], ...] = ("image", "text")  # that `init` fills
+    freeze: tuple[Literal["image", "text"], ...] = ()  # towers that stay as they are
+    context_length: int | None = None  # tokens of a text; None is the model's
+    tokenizer: Literal["corpus-words", "open_clip"] = "corpus-words"  # `init` brings its own
     vocabulary: int = 8192  # at most so many entries of "corpus-words"
     vocabulary_min_count: int = 3  # a word that occurs less often is unknown to "corpus-words"
     image_size: int = 64  # pixels a side that the tower sees
     stored_size: int | None = None  # pixels a side before the crop; None is image_size
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    # objectives: weights, constant or by the share of the run, and the dials of each
+    objectives: Mapping[str, Schedule] = field(default_factory=lambda: {"contrastive": 1.0})
+    contrastive: ContrastiveSettings = field(default_factory=ContrastiveSettings)
+    masked_autoencoder: MaskedAutoencoderSettings = field(default_factory=MaskedAutoencoderSettings)
+    captioning: CaptioningSettings = field(default_factory=CaptioningSettings)
+    self_distillation: SelfDistillationSettings = field(default_factory=SelfDistillationSettings)
+    pseudo_labels: PseudoLabelsSettings = field(default_factory=PseudoLabelsSettings)
+    non_contrastive: NonContrastiveSettings = field(default_factory=NonContrastiveSettings)
+    reinforced: ReinforcedSettings = field(default_factory=ReinforcedSettings)
+    # optimiser
     batch_size: int = 256  # global: all processes together
+    accumulation: int = 1  # parts that a process cuts its share of a batch into, for the memory
     samples: int = 76_800  # samples to see, rounded up to whole batches
     warmup_samples: int = 7_680  # linear warm-up, then cosine to zero
     learning_rate: float = 1e-3
     weight_decay: float = 0.1  # of matrices; norms, biases, positions and the logit scale have none
     betas: tuple[float, float] = (0.9, 0.98)
     grad_clip: float = 1.0  # norm above which the gradient is scaled down; 0 is never
-    patch_dropout: float = 0.5  # share of the patches that the contrastive objective leaves out
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where hardware has it
-    objectives: Mapping[str, float] = field(default_factory=lambda: {"contrastive": 1.0})
-    masked_autoencoder: MaskedAutoencoderConfig = MaskedAutoencoderConfig()
-    augmentation: Augmentation = Augmentation()
+    ema: float = 0.0  # momentum of averaged weights, which checkpoints then hold; 0 is none
+    patch_dropout: float = 0.5  # share of the patches left out; objectives on the map see all
     seed: int = 0
-    checkpoint_samples: int = 12_800  # a checkpoint after so many samples, and at the end
+    # arithmetic and memory
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where hardware has it
+    grad_checkpointing: bool = False  # activations are computed twice and not kept
+    compile: bool = False  # towers through torch.compile
+    sync_batchnorm: bool = False  # batch norms over all processes
     # how to run, without a say in the weights
+    checkpoint_samples: int = 12_800  # a checkpoint after so many samples, and at the end
+    keep_checkpoints: int = 2  # the newest ones; 0 keeps all
     resume: Literal["auto", "never"] = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # of many processes: whole models, or shards of one
     cache_pixels: bool = True  # decode once into WORK/pixels; False decodes as it goes
     loader_workers: int = 0  # processes that prepare batches; 0 is the training process itself
     threads: int | None = None  # of torch; None leaves its default
     log_every_steps: int = 10
+    trackers: tuple[str, ...] = ()  # "tensorboard", "wandb", beside metrics.jsonl
 
     def __post_init__(self) -> None:
         self._check_counts()
@@ -112,30 +103,39 @@ class PretrainConfig:
             raise CapwrightError(
                 "objectives is empty: name at least one, for example contrastive=1"
             )
+        for name, weight in self.objectives.items():
+            schedule.check(f"objectives.{name}", weight)
+        if not self.weights:
+            raise CapwrightError("every objective has weight 0: give at least one a weight above 0")
         if not 0 <= self.patch_dropout < 1:
             raise CapwrightError(
                 f"patch_dropout is {self.patch_dropout}: "
                 "a share of the patches from 0 up to, but not, 1"
             )
+        if not 0 <= self.ema < 1:
+            raise CapwrightError(f"ema is {self.ema}: a momentum from 0 (none) to below 1")
         names = [source.name for source in self.captions]
         if len(set(names)) < len(names) or not names:
             raise CapwrightError(
                 f"captions has the sources {names}: at least one, each with a name of its own"
             )
+        unknown = [name for name in self.trackers if name not in TRACKERS]
+        if unknown:
+            raise CapwrightError(
+                f"tracker {unknown[0]!r} is unknown: allowed are {', '.join(TRACKERS)}"
+            )
 
     def _check_counts(self) -> None:
         for name in (
-            "image_size",
-            "batch_size",
-            "samples",
-            "checkpoint_samples",
-            "log_every_steps",
-        ):
+            "image_size", "batch_size", "samples", "checkpoint_samples", "log_every_steps",
+            "accumulation",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise CapwrightError(f"{name} is {getattr(self, name)}: it must be 1 or more")
 
     def check_together(self) -> None:
         """Checks of several fields, made when a run starts: settings arrive one by one."""
+        self.sampling.sets_of(self.captions)
         if self.samples < self.batch_size:
             raise CapwrightError(
                 f"samples is {self.samples}, less than one batch of {self.batch_size}: "
@@ -152,6 +152,20 @@ class PretrainConfig:
         """Optimiser steps: whole batches that cover `samples`."""
         return -(-self.samples // self.batch_size)
 
+    @property
+    def weights(self) -> dict[str, Schedule]:
+        """The objectives that have a weight at some time; the others are not even built."""
+        return {
+            name: weight
+            for name, weight in self.objectives.items()
+            if not schedule.always_zero(weight)
+        }
+
+    def active(self, step: int) -> dict[str, float]:
+        """The objectives with a weight above 0 at a step, and their weights."""
+        found = {n: schedule.value_at(w, step / self.steps) for n, w in self.weights.items()}
+        return {name: weight for name, weight in found.items() if weight > 0}
+
     def plan(self) -> dict[str, Any]:
         """What a run folder is bound to: every field that decides the weights."""
         values = as_dict(self)
@@ -167,3 +181,5 @@ class PretrainSummary:
     seconds: float  # of training, over all continuations
     final_loss: float
     samples_per_second: float
+    evaluation_seconds: float = 0.0  # of the evaluators, not in `seconds`
+    flops: float = 0.0  # of all steps, counted as the plan counts them

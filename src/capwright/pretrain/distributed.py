@@ -1,18 +1,22 @@
-"""One process or many: who we are, features gathered with their gradient, gradients averaged.
+"""One process or many: who we are, and features gathered or averaged with their gradient.
 
 Started by `torchrun`, the processes find each other through its environment; without it there is
-one. An objective's loss is averaged over ranks, so gradients are averaged too.
+one. The loss of the global batch is the mean of the ranks' losses, so `parallel.py` averages
+gradients; what is summed here over ranks is a part of every rank's loss, and its gradient is summed
+as well.
+
+Shapes: N rows of this rank.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,33 +74,66 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(local: Tensor, group: Group) -> Tensor:
-    """Rows of all ranks in order of rank, with gradients for floating-point rows."""
+    """Rows of all ranks in order of rank, with gradients for floating-point rows.
+
+    Every rank has equally many rows; `gather_uneven` does without that.
+    """
     if group.world == 1:
         return local
     gathered: Tensor = _Gather.apply(local, group)
     return gathered
 
 
-def average(value: Tensor, group: Group) -> Tensor:
-    """Mean over ranks, without gradient."""
+def counts(rows: int, group: Group, device: torch.device) -> list[int]:
+    """How many rows each rank has."""
+    if group.world == 1:
+        return [rows]
+    own = torch.tensor([rows], device=device)
+    return [int(count) for count in gather(own, group)]
+
+
+def gather_uneven(local: Tensor, group: Group) -> Tensor:
+    """Like `gather` for ranks with different numbers of rows."""
+    if group.world == 1:
+        return local
+    sizes = counts(len(local), group, local.device)
+    padding = local.new_zeros(max(sizes) - len(local), *local.shape[1:])
+    padded = gather(torch.cat([local, padding]), group).split(max(sizes))
+    return torch.cat([part[:size] for part, size in zip(padded, sizes, strict=True)])
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        total = local.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Tensor:
+        total: Tensor = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+def sum_over(value: Tensor, group: Group) -> Tensor:
+    """Sum over ranks, with gradient: every rank's loss feels every rank's value."""
+    if group.world == 1:
+        return value
+    summed: Tensor = _Sum.apply(value)
+    return summed
+
+
+def mean_over(value_N: Tensor, group: Group) -> Tensor:
+    """Mean over all rows of all ranks, [...] from [N, ...], with gradient; N may differ by rank."""
+    rows = sum(counts(len(value_N), group, value_N.device))
+    return sum_over(value_N.sum(dim=0), group) / max(rows, 1)
+
+
+def averages(values: Mapping[str, Tensor], group: Group) -> dict[str, float]:
+    """Means over ranks of scalars that every rank has, as numbers, in one message."""
+    stacked = torch.stack([value.detach().double().reshape(()) for value in values.values()])
     if group.world > 1:
-        value = value.detach().clone()
-        dist.all_reduce(value)
-        value /= group.world
-    return value.detach()
-
-
-def average_gradients(parameters: Sequence[nn.Parameter], group: Group) -> None:
-    """Replace every gradient by its mean over ranks, in one message.
-
-    One flat reduction and no wrapper around the model: objectives call parts of it, and what they
-    leave without a gradient (the same on every rank) stays without.
-    """
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if group.world == 1 or not grads:
-        return
-    flat = torch.cat([grad.flatten() for grad in grads])
-    dist.all_reduce(flat)
-    flat /= group.world
-    for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-        grad.copy_(mean.view_as(grad))
+        dist.all_reduce(stacked)
+        stacked /= group.world
+    return dict(zip(values, stacked.tolist(), strict=True))

@@ -37,6 +37,11 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(_digest(f"{seed}/{step}/{rank}")[:7])
 
 
+def name_seed(seed: int, name: str) -> int:
+    """Seed of torch's own generator for what is called `name`, such as an objective's weights."""
+    return int.from_bytes(_digest(f"{seed}/{name}")[:7])
+
+
 @lru_cache(maxsize=2)
 def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     """The order of `count` samples in one pass."""

@@ -6,43 +6,45 @@ Run: `capwright pretrain RECIPE`, or `torchrun -m capwright pretrain RECIPE` for
 
 It counts samples. A batch is a function of the step, torch's generator is seeded at every step, and
 a checkpoint holds the rest, so a killed run that is started again ends with the same weights, bit
-for bit (same machine, same number of threads).
+for bit (same machine, same number of threads); with another number of processes it sees the same
+samples and captions in the same order.
 """
 
-import json
+import itertools
 import math
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from capwright.core.errors import CapwrightError
-from capwright.core.files import atomic_path, read_json, write_json
-from capwright.core.progress import Progress
-from capwright.core.run_folder import MetricsLog
-from capwright.pretrain import checkpoint, distributed
-from capwright.pretrain.batches import Batch
-from capwright.pretrain.checkpoint import Position
+from capwright.core.files import read_json, write_json
+from capwright.pretrain import checkpoint, distributed, guard, parallel, plan, profiling, signals
+from capwright.pretrain.batch import Batch
+from capwright.pretrain.checkpoint import Position, Training
 from capwright.pretrain.config import PretrainConfig, PretrainSummary
 from capwright.pretrain.distributed import Group
-from capwright.pretrain.draws import step_seed
+from capwright.pretrain.ema import AveragedWeights
 from capwright.pretrain.optimizer import build_optimizer, learning_rate
-from capwright.pretrain.precision import arithmetic
 from capwright.pretrain.prepare import Prepared, claim_inputs, prepare
+from capwright.pretrain.reporter import Evaluator, Reporter
+from capwright.pretrain.step import Stepper, scaler_for
 
 MAX_LOGIT_SCALE = math.log(100)  # as in CLIP: a larger scale makes training unstable
 
 
-def run(config: PretrainConfig) -> PretrainSummary:
+def run(
+    config: PretrainConfig, evaluators: Mapping[str, Evaluator] | None = None
+) -> PretrainSummary:
     """Train, or go on where the last run of the same plan ended; a finished run is not repeated.
 
-    Raises CapwrightError for a folder with another plan, missing captions, a batch that the
-    processes cannot share, or a loss that is not finite.
+    `evaluators` measure every checkpoint, by name, in the first process. Raises CapwrightError for
+    a folder with another plan, missing captions, a batch that the processes cannot share, or a loss
+    that is not finite; `signals.Stopped` after SIGTERM.
     """
     config.check_together()
     with distributed.join() as group:
@@ -58,156 +60,201 @@ def run(config: PretrainConfig) -> PretrainSummary:
         finished = config.out / "summary.json"
         if finished.exists():
             return _read_summary(config.out)
-        prepared = prepare(config, index, sampler, group)
-        optimizer = build_optimizer(prepared.task, config)
-        start = _resume(config, prepared, optimizer)
-        if group.leads:
-            sys.stderr.write(prepared.plan_text(start.samples_seen))
-            _forget_metrics(config.out / "metrics.jsonl", after=start.samples_seen)
-        position = _train(config, prepared, optimizer, start, group)
+        run = _Run(config, prepare(config, index, sampler, group), group, evaluators or {})
+        position = run.train()
         if group.leads:
             rate = position.samples_seen / max(position.seconds, 1e-9)
-            values = {**vars(position), "samples_per_second": rate}
-            write_json(finished, values)
+            flops = run.facts.flops
+            write_json(finished, {**vars(position), "samples_per_second": rate, "flops": flops})
         distributed.barrier(group)
         return _read_summary(config.out)
 
 
-def _train(
-    config: PretrainConfig,
-    prepared: Prepared,
-    optimizer: torch.optim.Optimizer,
-    start: Position,
-    group: Group,
-) -> Position:
-    task, total = prepared.task.train(), config.steps * config.batch_size
-    parameters = [p for p in task.parameters() if p.requires_grad]
-    position, began = start, time.monotonic() - start.seconds
-    with ExitStack() as stack:
-        if group.leads:
-            log = stack.enter_context(MetricsLog(config.out / "metrics.jsonl"))
-            progress = stack.enter_context(
-                Progress("pretrain", total, "samples", start.samples_seen)
-            )
-        for step, batch in _batches(config, prepared, start):
-            torch.manual_seed(step_seed(config.seed, step, group.rank))
-            seen = (step + 1) * config.batch_size
-            for settings in optimizer.param_groups:
-                settings["lr"] = learning_rate(config, seen - config.batch_size / 2)
-            values = _step(config, prepared, batch, parameters, optimizer, group)
-            if not math.isfinite(values["loss"]):
-                raise _not_finite(
-                    values["loss"], step, seen, prepared.keys(batch.sample_ids_B[:5].tolist())
-                )
-            seconds = time.monotonic() - began
-            position = Position(samples_seen=seen, seconds=seconds, loss=values["loss"])
-            if group.leads:
-                progress.advance(config.batch_size, note=f"loss {values['loss']:.3f}")
-                if step % config.log_every_steps == 0 or seen == total:
-                    log.write(step=step, samples_seen=seen, seconds=round(seconds, 3), **values)
-            if seen == total or seen // config.checkpoint_samples > (
-                (seen - config.batch_size) // config.checkpoint_samples
-            ):
-                _save(config, prepared, optimizer, position, group)
-    return position
+def profile(config: PretrainConfig, steps: int) -> str:
+    """Where the time of so many steps goes, as text; nothing is kept of what they train.
 
+    Raises CapwrightError as `run` does.
+    """
+    config.check_together()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.set_flush_denormal(True)
+    index, sampler = claim_inputs(config, distributed.ALONE)
+    run = _Run(config, prepare(config, index, sampler, distributed.ALONE), distributed.ALONE, {})
+    run.task.train()
+    batches = itertools.cycle(run._batches(Position()))
 
-def _step(
-    config: PretrainConfig,
-    prepared: Prepared,
-    batch: Batch,
-    parameters: Sequence[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    group: Group,
-) -> dict[str, float]:
-    """One optimiser step; returns the losses of the global batch and what goes with them."""
-    task = prepared.task
-    with arithmetic(config.precision, prepared.device):
-        losses = task(batch.to(prepared.device), group)
-    losses["loss"].backward()
-    distributed.average_gradients(parameters, group)
-    norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
-    values = {name: float(distributed.average(loss, group)) for name, loss in losses.items()}
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    scale = task.model.logit_scale
-    with torch.no_grad():
-        scale.clamp_(0, MAX_LOGIT_SCALE)
-    return {
-        **values,
-        "grad_norm": float(norm),
-        "learning_rate": optimizer.param_groups[0]["lr"],
-        "logit_scale": float(scale.detach().exp()),
-    }
+    def step() -> None:
+        number, batch, _ = next(batches)
+        run._step(number, batch, stop=False)
 
-
-def _batches(
-    config: PretrainConfig, prepared: Prepared, start: Position
-) -> Iterator[tuple[int, Batch]]:
-    steps = range(start.samples_seen // config.batch_size, config.steps)
-    if not config.loader_workers:
-        return ((step, prepared.batches[step]) for step in steps)
-    loader = DataLoader(
-        prepared.batches,
-        sampler=steps,
-        batch_size=None,
-        num_workers=config.loader_workers,
-        pin_memory=prepared.device.type == "cuda",
+    report = profiling.profile(
+        step, run.facts.stretches[0].flops, run.prepared.device, steps, config.precision
     )
-    return zip(steps, loader, strict=True)
+    return report.text()
 
 
-def _resume(
-    config: PretrainConfig, prepared: Prepared, optimizer: torch.optim.Optimizer
-) -> Position:
-    found = checkpoint.find(config.out / "checkpoints")
-    if not found:
-        return Position()
-    if config.resume == "never":
-        raise CapwrightError(
-            f"{config.out} has the checkpoint {found[-1].name} and resume is 'never': "
-            "choose another folder, delete this one, or go on with resume=auto"
+class _Run:
+    """A run in one process: what trains, and the loop over steps."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        prepared: Prepared,
+        group: Group,
+        evaluators: Mapping[str, Evaluator],
+    ) -> None:
+        self.config, self.prepared, self.group = config, prepared, group
+        self.evaluators = evaluators
+        self.task = prepared.task
+        self.facts = plan.facts(  # counted on the whole task, before it is cut in shards
+            config,
+            self.task,
+            prepared.batches,
+            device=prepared.device,
+            group=group,
+            evaluators=tuple(evaluators),
         )
-    return checkpoint.read(found[-1], task=prepared.task, optimizer=optimizer)
-
-
-def _save(
-    config: PretrainConfig,
-    prepared: Prepared,
-    optimizer: torch.optim.Optimizer,
-    position: Position,
-    group: Group,
-) -> None:
-    if group.leads:
-        checkpoint.write(
-            config.out / "checkpoints",
-            task=prepared.task,
-            model_config=prepared.model_config,
-            tokenizer_folder=prepared.tokenizer_folder,
+        wrapped = parallel.wrap(
+            self.task, config.parallel, group, all_used=prepared.all_parameters_used
+        )
+        optimizer = build_optimizer(self.task, config)
+        scaler = scaler_for(config.precision, prepared.device)
+        average = AveragedWeights(self.task.model, config.ema) if config.ema else None
+        self.training = Training(
+            task=self.task, optimizer=optimizer, scaler=scaler, average=average
+        )
+        self.stepper = Stepper(
+            task=wrapped,
             optimizer=optimizer,
-            position=position,
+            parameters=[p for p in self.task.parameters() if p.requires_grad],
+            group=group,
+            device=prepared.device,
+            precision=config.precision,
+            parts=config.accumulation,
+            grad_clip=config.grad_clip,
+            seed=config.seed,
+            scaler=scaler,
         )
-    distributed.barrier(group)
 
+    def train(self) -> Position:
+        """Go through the steps that are left; returns the last position."""
+        config, total = self.config, self.config.steps * self.config.batch_size
+        start = position = self._resume()
+        facts = replace(self.facts, samples_seen=start.samples_seen, seconds=start.seconds)
+        began = time.monotonic() - start.seconds
+        self.task.train()
+        with (
+            signals.watch() as asked,
+            Reporter(config, self.task, facts, start, speaks=self.group.leads) as reporter,
+        ):
+            for step, batch, waited in self._batches(start):
+                values = self._step(step, batch, stop=bool(asked))
+                stop = values.pop("asked to stop") > 0
+                position = replace(
+                    position,
+                    samples_seen=(step + 1) * config.batch_size,
+                    seconds=time.monotonic() - began,
+                    loss=values["loss"],
+                )
+                reporter.stepped(step, position, values, waited)
+                ended = position.samples_seen == total
+                if not (stop or ended or self._due(position.samples_seen)):
+                    continue
+                path = self._save(position)
+                if stop and not ended:
+                    raise signals.Stopped(position.samples_seen, path.name)
+                spent = reporter.evaluated(self.evaluators, step, position, path)
+                began += spent
+                in_all = position.evaluation_seconds + spent
+                position = replace(position, evaluation_seconds=in_all)
+                distributed.barrier(self.group)
+        return position
 
-def _forget_metrics(path: Path, *, after: int) -> None:
-    """Drop lines of steps that are about to be repeated, and a line that a kill cut short."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n") and json.loads(line)["samples_seen"] <= after:
-            kept.append(line)
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+    def _step(self, step: int, batch: Batch, *, stop: bool) -> dict[str, float]:
+        """One optimiser step; returns the global batch's losses and what goes with them."""
+        config, stepper, optimizer = self.config, self.stepper, self.training.optimizer
+        rate = learning_rate(config, (step + 0.5) * config.batch_size)
+        for settings in optimizer.param_groups:
+            settings["lr"] = rate
+        batch = batch.to(self.prepared.device)
+        found: dict[str, Tensor] = stepper.backward(batch)
+        found["asked to stop"] = torch.tensor(float(stop), device=self.prepared.device)
+        values = distributed.averages(found, self.group)
+        if math.isfinite(values["loss"]):
+            with profiling.phase("optimiser"):
+                norm = stepper.update()
+            if math.isfinite(norm) or config.precision == "fp16":  # whose scaler skips the step
+                values |= {"grad_norm": norm}
+            else:
+                values |= {"loss": math.nan, "grad_norm": norm}
+        if not math.isfinite(values["loss"]):
+            raise guard.stop(
+                config.out, self.task, batch, values,
+                precision=config.precision, group=self.group, keys=self.prepared.keys,
+            )  # fmt: skip
+        scale = self.task.model.logit_scale
+        with torch.no_grad():
+            scale.clamp_(0, MAX_LOGIT_SCALE)
+        self.task.after_step(step)
+        if self.training.average is not None:
+            self.training.average.update(step)
+        return {**values, "learning_rate": rate, "logit_scale": float(scale.detach().exp())}
 
+    def _batches(self, start: Position) -> Iterator[tuple[int, Batch, float]]:
+        """(step, batch, seconds that were waited for it)."""
+        config, batches = self.config, self.prepared.batches
+        steps = range(start.samples_seen // config.batch_size, config.steps)
+        source: Iterator[Batch]
+        if config.loader_workers:
+            source = iter(
+                DataLoader(
+                    batches,
+                    sampler=steps,
+                    batch_size=None,
+                    num_workers=config.loader_workers,
+                    worker_init_fn=signals.leave_to_the_parent,
+                    pin_memory=self.prepared.device.type == "cuda",
+                )
+            )
+        else:
+            source = (batches[step] for step in steps)
+        for step in steps:
+            began = time.monotonic()
+            with profiling.phase("data"):
+                batch = next(source)
+            yield step, batch, round(time.monotonic() - began, 4)
 
-def _not_finite(loss: float, step: int, seen: int, keys: Sequence[str]) -> CapwrightError:
-    return CapwrightError(
-        f"the loss is {loss} at step {step} ({seen:,} samples seen; first samples of the batch: "
-        f"{', '.join(keys)}): lower learning_rate, set precision=fp32, or look at these samples; "
-        "the checkpoints before it are good"
-    )
+    def _due(self, seen: int) -> bool:
+        every, before = self.config.checkpoint_samples, seen - self.config.batch_size
+        return seen // every > before // every
+
+    def _resume(self) -> Position:
+        found = checkpoint.find(self.config.out / "checkpoints")
+        if not found:
+            return Position()
+        if self.config.resume == "never":
+            raise CapwrightError(
+                f"{self.config.out} has the checkpoint {found[-1].name} and resume is 'never': "
+                "choose another folder, delete this one, or go on with resume=auto"
+            )
+        return checkpoint.read(found[-1], self.training)
+
+    def _save(self, position: Position) -> Path:
+        state = self.training.gather()
+        folder = self.config.out / "checkpoints"
+        if self.group.leads:
+            checkpoint.write(
+                folder,
+                state,
+                position,
+                model_config=self.prepared.model_config,
+                preprocess=self.prepared.preprocess,
+                tokenizer_folder=self.prepared.tokenizer_folder,
+                kept=self.config.keep_checkpoints,
+            )
+        distributed.barrier(self.group)
+        return checkpoint.find(folder)[-1]
 
 
 def _read_summary(out: Path) -> PretrainSummary:
@@ -218,4 +265,6 @@ def _read_summary(out: Path) -> PretrainSummary:
         seconds=values["seconds"],
         final_loss=values["loss"],
         samples_per_second=values["samples_per_second"],
+        evaluation_seconds=values["evaluation_seconds"],
+        flops=values["flops"],
     )

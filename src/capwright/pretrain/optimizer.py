@@ -1,9 +1,11 @@
 """AdamW with weight decay on matrices alone, and the learning rate by samples seen."""
 
 import math
+from collections import defaultdict
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from capwright.pretrain.config import PretrainConfig
 
@@ -12,15 +14,15 @@ UNDECAYED = ("positional_embedding", "pos_embed", "cls_token", "class_embedding"
 
 def build_optimizer(module: nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
     """AdamW over the parameters that train; vectors, scalars and positions are not decayed."""
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
+    found: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             bare = parameter.ndim < 2 or name.rpartition(".")[2] in UNDECAYED
-            (undecayed if bare else decayed).append(parameter)
+            # the fused kernel takes no mixture of shards and wholes
+            found[bare, isinstance(parameter, DTensor)].append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": 0.0 if bare else config.weight_decay}
+        for (bare, _), parameters in sorted(found.items(), key=lambda item: item[0])
     ]
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=config.betas, eps=1e-6, fused=True

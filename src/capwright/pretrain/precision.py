@@ -6,30 +6,40 @@ backward pass when there are few tokens. Parameters, losses and the optimiser st
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     """Inside the block products have the chosen precision and attention its fastest kernel."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(precision, device)):
-        if device.type == "cpu":
-            with sdpa_kernel(SDPBackend.MATH):
-                yield
-        else:
-            yield
+    kind = product_type(precision, device)
+    with (
+        torch.autocast(device.type, kind, enabled=kind != torch.float32),
+        attention_kernel(device),
+    ):
+        yield
 
 
-def uses_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether products are in bf16: as asked, or on "auto" where the hardware has units for it."""
-    if precision != "auto":
-        return precision == "bf16"
+def attention_kernel(device: torch.device) -> AbstractContextManager[None]:
+    """Attention's fastest kernel; where activations are computed twice, also around `backward`."""
+    kernel: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return kernel if device.type == "cpu" else nullcontext()
+
+
+def product_type(precision: Precision, device: torch.device) -> torch.dtype:
+    """The type of products: as asked, or on "auto" bf16 where the hardware has units for it."""
+    if precision == "auto":
+        precision = "bf16" if _multiplies_bf16(device) else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.cpu._is_amx_tile_supported())
     return bool(torch.cuda.is_bf16_supported())

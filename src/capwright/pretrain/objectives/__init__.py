@@ -1,6 +1,6 @@
-"""One file per loss. `objectives.NAME` has a class `Objective(nn.Module)`, found by its name.
+"""One file per loss. `objectives.NAME` has a class `Objective(BaseObjective)`, found by its name.
 
-An objective is built with (model, config) and called with (model, batch, group); it returns a
-scalar loss whose mean over ranks is the loss of the global batch. `uses` names the towers that it
-trains ("image", "text"); parts of the model that no objective uses are frozen.
-"""
+An objective is built with (model, config). `needs` names the shared features that the task computes
+once for all of them ("image", "text", "patches"), `encode` adds its own, and `loss` turns the
+features of the whole batch into `Terms`. `uses` names the towers that it trains; parts of the model
+that no objective uses are frozen. `objective.py` says what each method gets and may do."""

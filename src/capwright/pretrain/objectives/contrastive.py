@@ -1,73 +1,114 @@
 """CLIP's loss: "Learning Transferable Visual Models From Natural Language Supervision" (Radford
-et al., arXiv 2103.00020); patches are left out as in FLIP (Li et al., arXiv 2212.00794).
+et al., arXiv 2103.00020); or SigLIP's: "Sigmoid Loss for Language Image Pre-Training" (Zhai et al.,
+arXiv 2303.15343), with `contrastive.form=sigmoid`.
 
-For unit vectors x_i, y_i and scale s:
-    L = -1/2B sum_i [ log softmax_j(s x_i y_j)_i + log softmax_j(s y_i x_j)_i ]
+For unit vectors x_i, y_i of a pair, scale s and bias b:
+    softmax  L = -1/2P sum_i [ log softmax_j(s x_i y_j)_i + log softmax_j(s y_i x_j)_i ]
+    sigmoid  L = -1/P  sum_i sum_j log sigmoid(z_ij (s x_i y_j + b)),  z_ii = 1, else -1
 Pairs that are true although they are not on the diagonal are left out of the sums over j: another
-sample with the same caption (equal tokens), and the same picture drawn twice with two captions.
+sample with the same caption (equal tokens), and the same picture with another of its captions.
+With several views of a picture or several caption sets (real and synthetic, DataCompDR's mode
+`both`) it is the mean over them; the papers' sum is that times their number.
 
-Shapes: B samples of this rank, G samples of all ranks, U different captions, E embedding.
+Shapes: B pictures of this rank, V views, U different captions, P pairs of this rank, G pairs of all
+ranks, E embedding.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from capwright.models.kept_tokens import kept_tokens
-from capwright.models.towers import encode_text
-from capwright.pretrain.batches import Batch
+from capwright.pretrain.batch import Batch
 from capwright.pretrain.config import PretrainConfig
-from capwright.pretrain.distributed import ALONE, Group, gather
+from capwright.pretrain.distributed import ALONE, Group, counts, gather_uneven
+from capwright.pretrain.objective import BaseObjective, Features, Terms
 
 
 def contrastive_loss(
-    image_BE: Tensor,
-    text_BE: Tensor,
+    image_PE: Tensor,
+    text_PE: Tensor,
     scale: Tensor,
     same_ids: tuple[Tensor, ...] = (),
     group: Group = ALONE,
 ) -> Tensor:
-    """Loss of this rank's unit vectors against those of all ranks, to be averaged over ranks.
+    """Softmax loss of this rank's unit vectors against those of all ranks; its mean over ranks is
+    the loss of all pairs.
 
-    Each of `same_ids` is int64 [B]; samples with equal numbers are no negatives of each other.
+    Each of `same_ids` is int64 [P]; pairs with equal numbers are no negatives of each other.
     """
-    images_GE, texts_GE = gather(image_BE, group), gather(text_BE, group)
-    own_B = torch.arange(len(image_BE), device=image_BE.device) + group.rank * len(image_BE)
-    by_image_BG = scale * image_BE @ texts_GE.T
-    by_text_BG = scale * text_BE @ images_GE.T
-    if same_ids:
-        alike_BG = torch.stack([ids[:, None] == gather(ids, group) for ids in same_ids]).any(0)
-        alike_BG[torch.arange(len(own_B)), own_B] = False
-        by_image_BG = by_image_BG.masked_fill(alike_BG, -torch.inf)
-        by_text_BG = by_text_BG.masked_fill(alike_BG, -torch.inf)
-    return (F.cross_entropy(by_image_BG, own_B) + F.cross_entropy(by_text_BG, own_B)) / 2
+    images_GE, texts_GE = gather_uneven(image_PE, group), gather_uneven(text_PE, group)
+    own_P, alike_PG = _own_and_alike(image_PE, same_ids, group)
+    by_image_PG = (scale * image_PE @ texts_GE.T).masked_fill(alike_PG, -torch.inf)
+    by_text_PG = (scale * text_PE @ images_GE.T).masked_fill(alike_PG, -torch.inf)
+    both = F.cross_entropy(by_image_PG, own_P, reduction="sum")
+    both = both + F.cross_entropy(by_text_PG, own_P, reduction="sum")
+    return both * group.world / (2 * max(1, len(texts_GE)))
 
 
-class Objective(nn.Module):
-    """Encodes a batch (each different caption once) and applies the loss."""
+def sigmoid_loss(
+    image_PE: Tensor,
+    text_PE: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    same_ids: tuple[Tensor, ...] = (),
+    group: Group = ALONE,
+) -> Tensor:
+    """Sigmoid loss, as `contrastive_loss`; every picture meets every text once over all ranks."""
+    texts_GE = gather_uneven(text_PE, group)
+    own_P, alike_PG = _own_and_alike(image_PE, same_ids, group)
+    logits_PG = scale * image_PE @ texts_GE.T + bias
+    true_PG = torch.full_like(logits_PG, -1.0)
+    true_PG[torch.arange(len(own_P)), own_P] = 1.0
+    losses_PG = -F.logsigmoid(true_PG * logits_PG)
+    return losses_PG.masked_fill(alike_PG, 0.0).sum() * group.world / max(1, len(texts_GE))
 
-    uses = ("image", "text")
+
+def _own_and_alike(
+    image_PE: Tensor, same_ids: tuple[Tensor, ...], group: Group
+) -> tuple[Tensor, Tensor]:
+    """Columns of this rank's own pairs, and where a pair off the diagonal is true all the same."""
+    sizes = counts(len(image_PE), group, image_PE.device)
+    first = sum(sizes[: group.rank])
+    own_P = torch.arange(first, first + len(image_PE), device=image_PE.device)
+    alike_PG = torch.zeros(len(own_P), sum(sizes), dtype=torch.bool, device=image_PE.device)
+    for ids_P in same_ids:
+        alike_PG |= ids_P[:, None] == gather_uneven(ids_P, group)
+    alike_PG[torch.arange(len(own_P)), own_P] = False
+    return own_P, alike_PG
+
+
+def pairs_in_turn(
+    features: Features, batch: Batch
+) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:
+    """(image [P, E], text [P, E], numbers that make pairs alike) of each view and caption set."""
+    image_BVE = F.normalize(features["image"].float(), dim=-1)
+    text_UE = F.normalize(features["text"].float(), dim=-1)
+    for caption_set in range(batch.caption_sets):
+        picture_P, text_P = batch.pairs_of(caption_set)
+        same_ids = (batch.text_ids_U[text_P], batch.sample_ids_B[picture_P])
+        for view in range(image_BVE.shape[1]):
+            yield image_BVE[picture_P, view], text_UE[text_P], same_ids
+
+
+class Objective(BaseObjective):
+    """The mean of the loss over views and caption sets."""
+
+    needs = ("image", "text")
 
     def __init__(self, model: Any, config: PretrainConfig) -> None:
-        super().__init__()
-        self._patch_dropout = config.patch_dropout
+        super().__init__(model, config)
+        self.sigmoid = config.contrastive.form == "sigmoid"
 
-    def forward(self, model: Any, batch: Batch, group: Group) -> Tensor:
+    def loss(self, features: Features, batch: Batch, scale: Tensor, group: Group) -> Terms:
         """Loss of one batch."""
-        keep_BK = None
-        if self._patch_dropout:
-            patches = batch.patch_order_BP.shape[1]
-            kept = max(1, round(patches * (1 - self._patch_dropout)))
-            keep_BK = batch.patch_order_BP[:, :kept]
-        with kept_tokens(model, keep_BK):
-            image_BE = model.encode_image(batch.images_B3HH)
-        text_BE = encode_text(model, batch.tokens_UL)[batch.text_B]
-        return contrastive_loss(
-            F.normalize(image_BE.float(), dim=-1),
-            F.normalize(text_BE.float(), dim=-1),
-            model.logit_scale.exp(),
-            same_ids=(batch.text_ids_B, batch.sample_ids_B),
-            group=group,
-        )
+        losses = []
+        for image_PE, text_PE, same_ids in pairs_in_turn(features, batch):
+            if self.sigmoid:
+                bias = features["logit_bias"]
+                losses.append(sigmoid_loss(image_PE, text_PE, scale, bias, same_ids, group))
+            else:
+                losses.append(contrastive_loss(image_PE, text_PE, scale, same_ids, group))
+        return Terms(torch.stack(losses).mean())

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from capwright.core.errors import CapwrightError
 from capwright.models.kept_tokens import kept_tokens
 from capwright.models.towers import grid, patch_features
-from capwright.pretrain.batches import Batch
+from capwright.pretrain.batch import Batch
 from capwright.pretrain.config import PretrainConfig
 from capwright.pretrain.distributed import Group
+from capwright.pretrain.objective import BaseObjective, Features, Terms
 
 
 def hidden_patches(visible_BK: Tensor, patches: int) -> Tensor:
@@ -45,21 +46,21 @@ def patch_targets(images_B3HH: Tensor, side: int) -> Tensor:
     return (pixels_BPC - mean) / (deviation + 1e-3)
 
 
-def reconstruction_loss(predicted_BPC: Tensor, target_BPC: Tensor, hidden_BP: Tensor) -> Tensor:
-    """Mean squared error over hidden patches."""
+def reconstruction_error(predicted_BPC: Tensor, target_BPC: Tensor, hidden_BP: Tensor) -> Tensor:
+    """Mean squared error over the hidden patches of each picture, [B]."""
     error_BP = (predicted_BPC - target_BPC).square().mean(dim=-1)
-    return (error_BP * hidden_BP).sum() / hidden_BP.sum()
+    return (error_BP * hidden_BP).sum(dim=1) / hidden_BP.sum(dim=1)
 
 
-class Objective(nn.Module):
-    """The decoder, which is thrown away after training."""
+class Objective(BaseObjective):
+    """The decoder, which is thrown away after training. It works on the first view."""
 
     position_1PW: Tensor
 
     uses = ("image",)
 
     def __init__(self, model: Any, config: PretrainConfig) -> None:
-        super().__init__()
+        super().__init__(model, config)
         settings = config.masked_autoencoder
         rows, columns, features = grid(model, config.image_size)
         self.side, self.patches = config.image_size // rows, rows * columns
@@ -81,15 +82,21 @@ class Objective(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.predict = nn.Linear(width, 3 * self.side**2)
 
-    def forward(self, model: Any, batch: Batch, group: Group) -> Tensor:
-        """Loss of one batch."""
-        visible_BK = batch.patch_order_BP[:, : self.visible]
+    def encode(self, model: Any, batch: Batch, shared: Features) -> dict[str, Tensor]:
+        """Each picture's error, [B]."""
+        images_B3HH = batch.images_BV3HH[:, 0]
+        visible_BK = batch.patch_order_BN[:, : self.visible]
         hidden_BP = hidden_patches(visible_BK, self.patches)
         with kept_tokens(model, visible_BK):
-            features_BKD = patch_features(model, blank(batch.images_B3HH, hidden_BP, self.side))
+            features_BKD = patch_features(model, blank(images_B3HH, hidden_BP, self.side))
         predicted_BPC = self.decode(features_BKD, visible_BK)
-        target_BPC = patch_targets(batch.images_B3HH, self.side)
-        return reconstruction_loss(predicted_BPC.float(), target_BPC, hidden_BP)
+        target_BPC = patch_targets(images_B3HH, self.side)
+        error_B = reconstruction_error(predicted_BPC.float(), target_BPC, hidden_BP)
+        return {"masked_autoencoder/error": error_B}
+
+    def loss(self, features: Features, batch: Batch, scale: Tensor, group: Group) -> Terms:
+        """The mean over pictures."""
+        return Terms(features["masked_autoencoder/error"].mean())
 
     def decode(self, features_BKD: Tensor, visible_BK: Tensor) -> Tensor:
         """Predict every patch: [B, P, C]."""
