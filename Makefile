@@ -2,7 +2,7 @@
 #
 #   make demo                the whole story on this machine: pictures, captions, CLIP, probes, report
 #   make demo ARGS=--quick   the same plumbing in under two minutes (ARGS go to `capwright demo`)
-#   make test                the tests (TESTS="tests/report -k escape" for some of them)
+#   make test                the tests, a process for each core (TESTS="tests/report -k escape" for some of them)
 #   make lint                ruff, mypy, import contract
 #   make bench               ratios against peers
 #   make docs                docs/commands.md from the commands themselves
@@ -37,7 +37,7 @@ demo: .venv/.installed
 	$(BIN)/capwright demo --out $(OUT) $(ARGS)
 
 test: .venv/.installed
-	$(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(TESTS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -89,7 +89,8 @@ def train(folder: Path) -> None:
             betas=BETAS,
             grad_clip=CLIP,
             patch_dropout=0,
-            augmentation=Augmentation(crop_area=(0.9, 1.0)),  # open_clip's
+            # of open_clip's crops, those that fit into a square
+            augmentation=Augmentation(crop_area=(0.9, 1.0), crop_aspect=(0.95, 1 / 0.95)),
             precision="fp32",
             cache_pixels=False,
             threads=THREADS,

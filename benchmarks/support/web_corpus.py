@@ -2,7 +2,8 @@
 
 A picture is noise with the spectrum of a photograph (amplitude 1/f^1.5), tinted in each quarter by
 one of twelve colours. Its caption names the colours of the quarters in reading order and goes on
-with common words, so that there is something to learn. Lengths follow a gamma distribution like
+with common words, so that there is something to learn. Pictures are square, since loops differ in
+what they cut from others. Lengths follow a gamma distribution like
 those of recaptioned corpora: 18 tokens on average with start and end, few above 40.
 """
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-WIDTH, HEIGHT, QUALITY = 512, 384, 90  # pixels; of JPEG
+WIDTH, HEIGHT, QUALITY = 448, 448, 90  # pixels; of JPEG
 NOISES = 32  # different fields of noise, shifted for every picture
 MEAN_TOKENS, SHAPE, LEAST, CONTEXT = 18.0, 4.0, 4, 77
 COLOURS = {

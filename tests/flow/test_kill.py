@@ -137,7 +137,9 @@ def test_a_killed_worker_costs_its_shard_alone(
     assert sidecars(work) == whole
     lines = read_log(log)
     assert twice(lines) <= {victim.shard}
-    assert len({line.process for line in lines}) == 3, "another worker took its place"
+    # a new actor takes Ray seconds, by when the other one may have finished everything
+    enough = {3} if engine == "local" else {2, 3}
+    assert len({line.process for line in lines}) in enough, "another worker took its place"
     wanted = "a worker ended by SIGKILL" if engine == "local" else "a worker ended in Ray (Actor"
     assert wanted in errors and f"its shard {victim.shard} begins anew" in errors
     assert "ResourceWarning" not in errors and "Traceback" not in errors

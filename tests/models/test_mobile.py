@@ -148,3 +148,17 @@ def test_the_last_stage_sees_the_whole_picture() -> None:
     towers.dense_features(tower, images)[0, :, 0, 0].sum().backward()
     assert images.grad is not None
     assert images.grad[0, :, -8:, -8:].abs().sum() > 0  # attention reaches the other corner
+
+
+def test_pictures_with_channels_last_train_as_others() -> None:
+    """Their backward pass corrupted the heap; a crash here is that."""
+    torch.manual_seed(0)
+    model = towers.build("nano-mci").train()
+    images = torch.randn(8, 3, 64, 64)
+    gradients = []
+    for given in (images, images.contiguous(memory_format=torch.channels_last)):
+        for _ in range(2):
+            model.zero_grad()
+            towers.embed_with_patches(model, given)[1].square().mean().backward()
+        gradients.append(model.visual.trunk.stem[0].conv_kxk[0].conv.weight.grad.clone())
+    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-6)

@@ -201,7 +201,6 @@ def shrunk(config: PretrainConfig, work: Path, out: Path) -> PretrainConfig:
         threads=1,
         loader_workers=0,
         log_every_steps=1,
-        precision="fp32",
         self_distillation=replace(
             config.self_distillation, local_size=16, prototypes=8, hidden_width=16, bottleneck=8
         ),

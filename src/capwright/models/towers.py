@@ -213,7 +213,7 @@ def encode_image(model: Any, images_B3HW: Tensor) -> Tensor:
     """Embed pictures, [B, E], not normalised; inside `kept_tokens` from the kept patches alone."""
     visual = getattr(model, "visual", model)
     with at_size(visual, *images_B3HW.shape[-2:]):
-        embedded = visual(images_B3HW)
+        embedded = visual(_in_order(images_B3HW))
     image_BE: Tensor = embedded[0] if isinstance(embedded, tuple) else embedded  # CoCa adds tokens
     return image_BE
 
@@ -269,6 +269,7 @@ def _forward(
         "intermediates_only": not pooled,
         "stop_early": not pooled,
     }
+    images_B3HW = _in_order(images_B3HW)
     with at_size(visual, *images_B3HW.shape[-2:]):
         if hasattr(visual, "feature_info"):  # a timm model on its own
             out = visual.forward_intermediates(images_B3HW, norm=True, **options)
@@ -277,6 +278,15 @@ def _forward(
         norm = getattr(visual, "attn_pool", None) is None
         out = visual.forward_intermediates(images_B3HW, normalize_intermediates=norm, **options)
         return out.get("image_features"), out["image_intermediates"][-1]
+
+
+def _in_order(images_B3HW: Tensor) -> Tensor:
+    """The pictures with their channels first in memory, too.
+
+    On a processor the backward pass of small depthwise convolutions on pictures with channels last
+    corrupts the heap (seen with PyTorch 2.14 and the small MCi tower).
+    """
+    return images_B3HW.contiguous() if images_B3HW.device.type == "cpu" else images_B3HW
 
 
 @torch.no_grad()

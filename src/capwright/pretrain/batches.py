@@ -119,9 +119,7 @@ class Batches(Dataset[Batch]):
         self, row_B: NDArray[np.int64], draws: Draws, views: int
     ) -> tuple[Tensor, Tensor, NDArray[np.uint8] | None]:
         if self.view_maker is not None:
-            # in the usual order of memory: on pictures with channels last, the backward pass of
-            # small depthwise convolutions corrupts the heap (PyTorch 2.14 on a processor)
-            images_BV3HH = self.view_maker(row_B, draws).contiguous()
+            images_BV3HH = self.view_maker(row_B, draws)
             whole = torch.eye(2, 3).expand(*images_BV3HH.shape[:2], 2, 3)
             return images_BV3HH, whole, None
         pixels_BSS3 = self.pixels(row_B)

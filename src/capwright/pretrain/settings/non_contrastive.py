@@ -3,16 +3,12 @@
 The weights of nCLIP's terms could not be read anywhere: the defaults here are ours.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from capwright.core.errors import CapwrightError
 
 # xCLIP is both objectives together; these weights come from a single note about the paper
-XCLIP_OBJECTIVES: Mapping[str, float] = MappingProxyType(
-    {"non_contrastive": 0.7, "contrastive": 0.3}
-)
+XCLIP_OBJECTIVES: dict[str, float] = {"non_contrastive": 0.7, "contrastive": 0.3}
 MOST_PROTOTYPES = 32_768
 
 
