@@ -12,6 +12,7 @@ import open_clip
 import pytest
 import torch
 import torch.multiprocessing as mp
+from open_clip_train.scheduler import cosine_lr
 from safetensors.torch import load_file
 
 import capwright.models as models
@@ -297,12 +298,14 @@ def test_two_objectives_at_once(work: Path, tmp_path: Path, tiny_config: Plan) -
     )
 
 
-def test_learning_rate_warms_up_and_ends_at_zero(work: Path, tiny_config: Plan) -> None:
-    config = tiny_config(work, work, learning_rate=2.0)
-    assert learning_rate(config, 4) == pytest.approx(1.0)
-    assert learning_rate(config, 8) == pytest.approx(2.0)
-    assert learning_rate(config, 28) == pytest.approx(1.0)
-    assert learning_rate(config, 48) == pytest.approx(0.0)
+def test_the_learning_rate_is_that_of_open_clip(work: Path, tiny_config: Plan) -> None:
+    config = tiny_config(work, work, learning_rate=2.0, warmup_samples=24)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    theirs = cosine_lr(optimizer, 2.0, config.warmup_samples // config.batch_size, config.steps)
+    for step in range(config.steps):
+        expected = pytest.approx(theirs(step))
+        assert learning_rate(config, step * config.batch_size) == expected
+    assert learning_rate(config, config.steps * config.batch_size) == pytest.approx(0)
 
 
 def test_weight_decay_spares_vectors_and_positions(

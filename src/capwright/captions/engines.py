@@ -13,19 +13,19 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import traceback
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from multiprocessing import connection, context, get_context, parent_process
+from multiprocessing import connection, context, get_context
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from capwright.captions.runner import Job, Running, ShardProgress
 from capwright.captions.tally import Tally
 from capwright.core.errors import CapwrightError
+from capwright.core.processes import end_with_parent
 
 MAX_DEATHS = 3  # of workers on one shard, of workers in a row while they start, of shards in a run
 TICK_S = 0.5
@@ -234,7 +234,7 @@ class Processes:
 
 def _work(job: Job, pipe: connection.Connection, threads: int) -> None:
     """What a worker process does."""
-    threading.Thread(target=_end_with_driver, daemon=True).start()
+    end_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # before torch is imported
     try:
@@ -254,13 +254,6 @@ def _orders(pipe: connection.Connection) -> Iterator[str]:
             yield pipe.recv()
         except EOFError:
             return
-
-
-def _end_with_driver() -> None:
-    driver = parent_process()
-    assert driver is not None
-    driver.join()
-    os._exit(1)
 
 
 def portable(error: Exception) -> Exception:

@@ -13,10 +13,8 @@ again over ten million rows.
 import importlib
 import itertools
 import json
-import multiprocessing
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -29,6 +27,7 @@ from capwright.core.config import as_dict, digest
 from capwright.core.errors import CapwrightError
 from capwright.core.failures import Failures
 from capwright.core.files import atomic_path, read_json, remove_partials
+from capwright.core.processes import fresh_processes
 from capwright.core.progress import Progress
 from capwright.core.run_folder import claim, only_one
 from capwright.corpus.addresses import detect
@@ -220,8 +219,7 @@ def _each(
     if workers <= 1:
         yield from map(read, shards)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with fresh_processes(workers) as pool:
         try:
             yield from pool.map(read, shards)
         except BaseException:

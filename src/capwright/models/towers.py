@@ -328,18 +328,6 @@ def encode_text(model: Any, tokens_BL: Tensor) -> Tensor:
     return text_groups.encode(tower, tokens_BL, end_B)
 
 
-def use_plain_attention(model: nn.Module) -> None:
-    """Turn off fused attention in timm towers.
-
-    On a CPU the fused kernel takes 60% of the step at 32 tokens, most of it in the backward pass;
-    with plain matrix products the whole step is twice as fast in bfloat16.
-    """
-    module: Any
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False
-
-
 @contextmanager
 def quiet_open_clip() -> Iterator[None]:
     """Keep open_clip's log lines to itself."""

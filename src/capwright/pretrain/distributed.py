@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ class Group:
 
 
 ALONE = Group()
+PATIENCE = timedelta(minutes=30)  # ranks wait for one that evaluates; longer, a lost one costs more
 
 
 @contextmanager
@@ -40,7 +42,10 @@ def join() -> Iterator[Group]:
     """Join the processes that torchrun started; an existing process group is used as it is."""
     ours = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if ours:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if torch.cuda.is_available():  # before the group, whose barriers would take the first one
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        kind = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(kind, timeout=PATIENCE)
     try:
         if dist.is_initialized():
             yield Group(rank=dist.get_rank(), world=dist.get_world_size())

@@ -174,7 +174,7 @@ class _Run:
     def _step(self, step: int, batch: Batch, *, stop: bool) -> dict[str, float]:
         """One optimiser step; returns the global batch's losses and what goes with them."""
         config, stepper, optimizer = self.config, self.stepper, self.training.optimizer
-        rate = learning_rate(config, (step + 0.5) * config.batch_size)
+        rate = learning_rate(config, step * config.batch_size)
         for settings in optimizer.param_groups:
             settings["lr"] = rate
         batch = batch.to(self.prepared.device)

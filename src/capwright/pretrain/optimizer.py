@@ -29,13 +29,15 @@ def build_optimizer(module: nn.Module, config: PretrainConfig) -> torch.optim.Ad
     )
 
 
-def learning_rate(config: PretrainConfig, samples_seen: float) -> float:
-    """Linear warm-up over `warmup_samples`, then a cosine to zero at the end.
+def learning_rate(config: PretrainConfig, samples_seen: int) -> float:
+    """Of the step that begins after `samples_seen` samples: linear warm-up, then a cosine to zero.
 
-    A step asks for the middle of its batch, so that neither the first nor the last one is idle.
+    The warm-up counts the samples of the step and the cosine does not, as in open_clip, so that
+    neither the first nor the last step is idle.
     """
     if samples_seen < config.warmup_samples:
-        return config.learning_rate * samples_seen / config.warmup_samples
+        warm = (samples_seen + config.batch_size) / config.warmup_samples
+        return config.learning_rate * min(warm, 1.0)
     total = config.steps * config.batch_size - config.warmup_samples
-    done = min((samples_seen - config.warmup_samples) / total, 1.0)
+    done = (samples_seen - config.warmup_samples) / total
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))

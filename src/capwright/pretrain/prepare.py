@@ -104,8 +104,6 @@ def prepare(
     device = _device()
     task = _task(config, model_config).to(device)
     model = task.model
-    if device.type == "cpu":
-        towers.use_plain_attention(task)
     if config.grad_checkpointing:
         model.set_grad_checkpointing(True)
     if config.sync_batchnorm and group.world > 1:
@@ -267,6 +265,4 @@ def _pixels(config: PretrainConfig, index: pa.Table, group: Group) -> Pixels:
 def _device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -42,7 +42,7 @@ class Stepper:
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Leave the gradients of one batch in the parameters; returns what to log."""
-        with attention_kernel(self.device):  # in the backward pass too, which may compute it again
+        with attention_kernel(self.precision, self.device):  # `backward` may compute it again
             losses = self._in_parts(batch) if self.parts > 1 else self._at_once(batch)
         parallel.average_scalars(self.task, self.group)
         return {"loss": losses.total.detach(), **losses.values}

@@ -10,6 +10,7 @@ Shapes: B pictures, U different captions, P pairs, L context length.
 """
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -23,7 +24,7 @@ from capwright.models import text_groups
 from capwright.pretrain.batch import Batch
 from capwright.pretrain.distributed import ALONE
 from capwright.pretrain.objectives.captioning import lengths, pad_id
-from capwright.pretrain.precision import Precision, arithmetic, attention_kernel
+from capwright.pretrain.precision import Precision, arithmetic, plain_attention
 from capwright.pretrain.task import Losses, Task
 
 TINY = 2  # pictures of the smaller batch that is measured; the other has twice as many
@@ -96,9 +97,10 @@ def measure(task: Task, batch: Batch, precision: Precision, device: torch.device
     """Go forward and backward once; leaves gradients in the task."""
     kept = _Kept(task)
     devices = [device] if device.type == "cuda" else []
+    attention = plain_attention() if device.type == "cpu" else nullcontext()
     with (
         torch.random.fork_rng(devices=devices),
-        attention_kernel(device),
+        attention,
         FlopCounterMode(display=False) as counter,
         saved_tensors_hooks(kept.pack, kept.unpack),
     ):

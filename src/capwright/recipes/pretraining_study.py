@@ -16,10 +16,8 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +26,12 @@ import click
 from capwright.core.config import as_dict, override
 from capwright.core.errors import CapwrightError
 from capwright.core.files import atomic_path, read_json, write_json
+from capwright.core.processes import fresh_processes
 from capwright.core.run_folder import claim, versions
 from capwright.pretrain.config import PretrainConfig
 from capwright.recipes import study_table
 from capwright.recipes.demo import DemoConfig
-from capwright.recipes.study_arms import TEACHER, arms, selected_captions
+from capwright.recipes.study_arms import REINFORCED, TEACHER, arms, selected_captions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class StudyConfig:
     """Scenes with labels for the probes."""
     tested: int = 300
     """Scenes that the probes are tested on."""
-    samples: int = 25_600
+    samples: int = 12_800
     """Samples that an arm of length 1 sees."""
     batch: int = 64
     """Samples of a step."""
@@ -102,10 +101,12 @@ def run(config: StudyConfig) -> dict[str, Any]:
     claim(config.out, config.plan())
     prepare(config)
     cells = [(arm, seed) for seed in config.seeds for arm in chosen]
-    if any("reinforced" in arm for arm in chosen):
-        run_cells(config, [(TEACHER, config.seeds[0]), ("selected", config.seeds[0])])
+    taught = [cell for cell in cells if cell[0] == REINFORCED]
+    first = [(TEACHER, config.seeds[0])] if taught else []
+    run_cells(config, list(dict.fromkeys([*first, *(c for c in cells if c not in taught)])))
+    if taught:
         reinforce(config)
-    run_cells(config, cells)
+        run_cells(config, taught)
     return write_results(config)
 
 
@@ -162,8 +163,7 @@ def run_cells(config: StudyConfig, cells: Sequence[tuple[str, int]]) -> None:
     if config.workers == 1:
         list(map(measure, missing))
         return
-    # fresh processes: forked ones would share this one's threads
-    with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool:
+    with fresh_processes(config.workers) as pool:
         list(pool.map(measure, missing))
 
 

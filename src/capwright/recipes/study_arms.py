@@ -40,7 +40,8 @@ class Arm:
         )
 
 
-TEACHER = "selected ×4"  # the run whose embeddings the reinforced arm learns from
+REINFORCED = "reinforced"
+TEACHER = "selected ×4"  # the run whose embeddings that arm learns from
 
 
 def selected_captions(work: Path) -> CaptionSource:
@@ -128,7 +129,7 @@ def _objectives(alt: CaptionSource, selected: CaptionSource) -> dict[str, Arm]:
             what="masked autoencoder alone, no text",
             changes={"objectives": {"masked_autoencoder": 1.0}},
         ),
-        "reinforced": Arm(
+        REINFORCED: Arm(
             what="a teacher's stored embeddings, λ 0.75",
             control="captions: both",
             changes={"objectives": {"reinforced": 1.0}, **reinforced},

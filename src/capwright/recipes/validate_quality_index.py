@@ -14,10 +14,8 @@ cores without fast bfloat16.
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from capwright.captions.quality_index import VERSION, QualityConfig
 from capwright.core.config import as_dict, override
 from capwright.core.errors import CapwrightError
 from capwright.core.files import atomic_path, read_json, write_json
+from capwright.core.processes import fresh_processes
 from capwright.core.run_folder import claim, versions
 from capwright.recipes.graded_captions import CORPORA, SceneTexts, degrade, things_of
 
@@ -95,8 +94,8 @@ def run(config: ValidationConfig) -> dict[str, Any]:
     measure = partial(measure_corpus, config)
     if config.workers == 1:
         rows = list(map(measure, config.corpora))
-    else:  # fresh processes: forked ones would share this one's threads
-        with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool:
+    else:
+        with fresh_processes(config.workers) as pool:
             rows = list(pool.map(measure, config.corpora))
     found = {
         "index": VERSION,

@@ -11,14 +11,14 @@ nor an interruption changes a byte. A finished tar is not made again.
 """
 
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 from capwright.core.config import as_dict, digest
 from capwright.core.errors import CapwrightError
 from capwright.core.files import write_json
+from capwright.core.processes import fresh_processes
 from capwright.core.progress import Progress
 from capwright.core.run_folder import claim
 from capwright.datasets.scenes.cutouts import MIN_PER_CLASS, CutoutSet, load_cutouts
@@ -176,9 +176,7 @@ def _write_all(config: SceneConfig, tasks: list[ShardTask], todo: list[ShardTask
                 progress.advance(task.count)
             composer_for.cache_clear()
             return n_things
-        # Fresh processes: the caller may hold threads (torch), which a fork does not survive.
-        workers = min(config.workers, len(todo))
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with fresh_processes(min(config.workers, len(todo))) as pool:
             waiting = {pool.submit(write_shard, task): task for task in todo}
             try:
                 for future in as_completed(waiting):
