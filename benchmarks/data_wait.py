@@ -107,7 +107,7 @@ def main() -> None:
     """Make both corpora, measure, and print."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_tars(folder / "tars", PICTURES, PICTURES)
+        write_tars(folder / "tars", range(PICTURES), PICTURES)
         run(IndexConfig(corpus=str(folder / "tars"), work=folder / "small"))
         waits = {}
         for arm, dials in ARMS.items():

@@ -78,7 +78,7 @@ def train(folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Train and print the slope."""
     with tempfile.TemporaryDirectory() as name:
-        write_tars(Path(name) / "tars", PICTURES, PICTURES)
+        write_tars(Path(name) / "tars", range(PICTURES), PICTURES)
         done = subprocess.run(
             [sys.executable, __file__, name], stdout=subprocess.PIPE, text=True, check=True
         )

@@ -4,7 +4,8 @@ Reads WebDataset tars. Returns what open_clip logs of every step; its checkpoint
 where one is asked for.
 
 webdataset 1 marks the end of a tar by an empty sample, on which open_clip_train 3.3 fails; the
-launcher asks webdataset to leave the mark out and changes nothing else.
+launcher asks webdataset to leave the mark out. `in_order` makes its shuffle buffers one sample
+long. Nothing else is changed.
 """
 
 import os
@@ -22,8 +23,11 @@ if sys.argv[1]:
 from functools import partial
 from open_clip_train import data
 data.tar_file_expander = partial(data.tar_file_expander, eof_value=None)
+if sys.argv[2]:
+    data._SHARD_SHUFFLE_SIZE = data._SHARD_SHUFFLE_INITIAL = 1
+    data._SAMPLE_SHUFFLE_SIZE = data._SAMPLE_SHUFFLE_INITIAL = 1
 from open_clip_train.main import main
-main(sys.argv[2:])
+main(sys.argv[3:])
 """
 STEP = re.compile(r"Data \(t\): ([\d.]+) .* ([\d.e+]+)/s, .* Loss: ([\d.]+) \(")
 CHECKPOINT = "checkpoints/epoch_{}.pt"
@@ -46,6 +50,7 @@ def run(
     threads: int,
     model_configs: Path | None = None,
     save: bool = False,
+    in_order: bool = False,
 ) -> list[Step]:
     """Train as `options` say (`{"lr": 1e-3}` is `--lr 0.001`) on all tars of a folder."""
     names = sorted(file.stem for file in tars.glob("*.tar"))
@@ -61,7 +66,8 @@ def run(
     }
     arguments = [str(part) for k, v in (fixed | options).items() for part in (f"--{k}", v)]
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-c", LAUNCH, str(model_configs or ""), *arguments]
+    switches = [str(model_configs or ""), "in order" if in_order else ""]
+    command = [sys.executable, "-c", LAUNCH, *switches, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:

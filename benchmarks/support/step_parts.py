@@ -113,7 +113,7 @@ class Ours:
 
 def prepared_run(folder: Path) -> Prepared:
     """Corpus, index, model and batches."""
-    write_tars(folder / "tars", SAME_STEPS * BATCH, SAME_STEPS * BATCH)
+    write_tars(folder / "tars", range(SAME_STEPS * BATCH), SAME_STEPS * BATCH)
     run(IndexConfig(corpus=str(folder / "tars"), work=folder / "work"))
     config = PretrainConfig(
         out=folder / "out",

@@ -9,6 +9,7 @@ those of recaptioned corpora: 18 tokens on average with start and end, few above
 
 import io
 import tarfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -68,14 +69,14 @@ def sample(seed: int) -> tuple[bytes, str]:
     return photograph(rng, tint_223), " ".join(caption)
 
 
-def write_tars(folder: Path, pictures: int, per_tar: int, *, seed: int = 0) -> list[str]:
-    """Write the corpus as img2dataset does; returns the captions."""
+def write_tars(folder: Path, numbers: Sequence[int], per_tar: int) -> list[str]:
+    """Write the samples with these numbers as img2dataset does; returns their captions."""
     folder.mkdir(parents=True, exist_ok=True)
     captions = []
-    for first in range(0, pictures, per_tar):
+    for first in range(0, len(numbers), per_tar):
         with tarfile.open(folder / f"{first // per_tar:05d}.tar", "w") as tar:
-            for number in range(first, min(first + per_tar, pictures)):
-                picture, caption = sample(seed * pictures + number)
+            for number in numbers[first : first + per_tar]:
+                picture, caption = sample(number)
                 captions.append(caption)
                 for suffix, data in (("jpg", picture), ("txt", caption.encode())):
                     info = tarfile.TarInfo(f"{number:08d}.{suffix}")
