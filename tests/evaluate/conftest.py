@@ -1,9 +1,11 @@
 """Toy scenes: a coloured square on grey, whose colour gives its class and its distance."""
 
 import io
+import itertools
 import json
 import tarfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from PIL import Image
 
 from capwright.corpus.sidecars import write_sidecar
 from capwright.datasets.labelled import LabelledScenes, SceneObject
+from capwright.evaluate.classification import class_vectors
+from capwright.evaluate.embeddings import Embeddings
 from capwright.evaluate.encoder import Encoder, load_encoder
 
 SIZE = 32
@@ -132,3 +136,88 @@ def _captions(scenes: LabelledScenes) -> list[dict[str, str]]:
         {"key": key, "source": "oracle", "text": f"{objects[0].caption} on grey"}
         for key, objects in zip(scenes.keys, scenes.objects, strict=True)
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyItem:
+    """One picture with the labels of every kind of set."""
+
+    key: str
+    image: Image.Image
+    label: int = 0
+    captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToySet:
+    """What the data sets of `capwright.datasets` look like from outside."""
+
+    name: str
+    items: tuple[ToyItem, ...]
+    classes: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> ToyItem:
+        return self.items[index]
+
+
+def toy_pictures(count: int, seed: int = 0) -> list[Image.Image]:
+    """Smooth noise of several sizes, so that resizing and cropping matter."""
+    rng = np.random.default_rng(seed)
+    pictures = []
+    for _ in range(count):
+        small = Image.fromarray(rng.integers(0, 256, (5, 5, 3)).astype(np.uint8))
+        size = tuple(int(side) for side in rng.integers(36, 72, 2))
+        pictures.append(small.resize(size, Image.Resampling.BICUBIC))
+    return pictures
+
+
+TOY_CLASSES = ("red bus", "two dogs", "wooden table", "jug of water", "old man", "tree", "sea")
+TOY_TEMPLATES = ("a photo of a {c}", "the {c}")
+WORDS = ("red", "bus", "dog", "table", "water", "man", "tree", "sea", "old", "two")
+
+
+def toy_classification(encoder: Encoder, count: int = 40, classes: int = 7) -> ToySet:
+    """Labels are what the encoder says of three pictures out of four."""
+    pictures, names = toy_pictures(count), TOY_CLASSES[:classes]
+    images = Embeddings(encoder).image_embeddings(pictures, count)
+    templates = [template.replace("{c}", "{}") for template in TOY_TEMPLATES]
+    texts = class_vectors(encoder, [[name] for name in names], templates)
+    best = (images @ texts.T).argsort(dim=1, descending=True)
+    labels = [int(best[i, 1 if i % 4 == 0 else 0]) for i in range(count)]
+    rows = zip(pictures, labels, strict=True)
+    return ToySet(
+        name="toys",
+        classes=names,
+        templates=TOY_TEMPLATES,
+        items=tuple(ToyItem(key=f"{i:04d}", image=p, label=c) for i, (p, c) in enumerate(rows)),
+    )
+
+
+def toy_captions(count: int = 30) -> ToySet:
+    """One to three captions of distinct words for each picture."""
+    texts = iter(" ".join(words) for words in itertools.permutations(WORDS, 3))
+    return ToySet(
+        name="toy-captions",
+        items=tuple(
+            ToyItem(
+                key=f"{i:04d}",
+                image=picture,
+                captions=tuple(itertools.islice(texts, 1 + i % 3)),
+            )
+            for i, picture in enumerate(toy_pictures(count))
+        ),
+    )
+
+
+@pytest.fixture
+def classification_set(encoder: Encoder) -> ToySet:
+    return toy_classification(encoder)
+
+
+@pytest.fixture
+def caption_set() -> ToySet:
+    return toy_captions()

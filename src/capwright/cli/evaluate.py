@@ -1,4 +1,4 @@
-"""`capwright evaluate`: measure a checkpoint with one of the protocols."""
+"""`capwright evaluate`: several models on a folder of data sets, or one protocol by its name."""
 
 import json
 from collections.abc import Callable
@@ -24,13 +24,59 @@ def _common(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-@click.group()
-def command() -> None:
-    """Measure a checkpoint: dense probes, retrieval, zero-shot.
+class Evaluate(click.Group):
+    """`suite` is the subcommand where none is named."""
 
-    CHECKPOINT is a checkpoint or run folder, hf-hub:ORG/REPOSITORY, an open_clip MODEL/TAG, or the
-    word `scratch` for towers with fresh weights.
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read `MODEL... --suite all` as `suite MODEL... --suite all`."""
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["suite", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=Evaluate, subcommand_metavar="MODEL... --data ROOT --out OUT | PROTOCOL ARGS...")
+def command() -> None:
+    """Measure models: zero-shot, retrieval, dense probes.
+
+    Example: capwright evaluate runs/a ViT-B-32/openai --suite all --data sets --out results
+
+    measures both models on every data set in the folder `sets` and skips what is done; `capwright
+    evaluate suite --help` has the options. A word of dense, retrieval or classification instead
+    measures one checkpoint with one protocol of the scenes. MODEL is a checkpoint or run folder,
+    hf-hub:ORG/REPOSITORY, an open_clip MODEL/TAG, or the word `scratch` for towers with fresh
+    weights.
     """
+
+
+@command.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option(
+    "--suite",
+    type=click.Choice(["zero-shot", "retrieval", "dense", "all"]),
+    default="all",
+    show_default=True,
+    help="What is measured.",
+)
+@click.option("--data", type=PATH, required=True, help="Folder of data sets, each in its folder.")
+@click.option("--out", type=PATH, required=True, help="Folder of results, one JSON a task.")
+@click.option("--samples", type=click.IntRange(min=1), help="First so many pictures; all without.")
+@click.option("--seeds", default=1, show_default=True, help="Runs of the dense probe.")
+@click.option("--batch", default=64, show_default=True, help="Pictures of one pass.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda; auto takes a GPU.")
+@click.option("--model", default="nano", show_default=True, help="Towers of `scratch`.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a field of the config."
+)
+def suite(settings: tuple[str, ...], **options: Any) -> None:
+    """Several models on all data sets of a folder; done tasks are skipped.
+
+    The folder has imagenet, flickr30k, coco-captions, sets in CLIP_benchmark's WebDataset form, or
+    scenes/{labelled,SPLIT...}.
+    """
+    from capwright.core.config import override
+    from capwright.evaluate.suite import SuiteConfig, run
+
+    _print(run(override(SuiteConfig(**options), settings)))
 
 
 @command.command()
@@ -108,6 +154,22 @@ def classification(**options: Any) -> None:
     _print(
         run(ClassificationConfig(**options | {"checkpoint": _checkpoint(options["checkpoint"])}))
     )
+
+
+@command.command(name="training-free")
+@_common
+@click.option("--data", type=PATH, required=True, help="Folder of the data set.")
+@click.option("--dataset", default="scenes", show_default=True, help="Name: capwright data list.")
+@click.option("--split", help="Part of the set; the usual one without.")
+@click.option("--method", "methods", multiple=True, help="Repeatable; all methods without.")
+@click.option("--samples", type=click.IntRange(min=1), help="First so many pictures; all without.")
+def training_free(methods: tuple[str, ...], **options: Any) -> None:
+    """Segmentation from words alone, by every method and under two protocols."""
+    from capwright.dense.training_free import METHODS
+    from capwright.evaluate.training_free import TrainingFreeConfig, run
+
+    options["checkpoint"] = _checkpoint(options["checkpoint"])
+    _print(run(TrainingFreeConfig(**options, methods=methods or METHODS)))
 
 
 def _checkpoint(text: str) -> str | None:

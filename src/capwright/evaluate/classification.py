@@ -12,6 +12,7 @@ Reads a checkpoint and labelled scenes. Writes OUT. Run:
 Shapes: N pictures, K classes with names, E embedding, S side.
 """
 
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,9 @@ from torch import Tensor
 
 from capwright.core.errors import CapwrightError
 from capwright.datasets.labelled import IGNORE, LabelledScenes, load_dense
-from capwright.evaluate.encoder import Encoder, load_encoder
+from capwright.evaluate.encoder import load_encoder
 from capwright.evaluate.named_objects import normal_name
+from capwright.evaluate.outcomes import Outcomes, hits
 from capwright.evaluate.results import Protocol, Result, code_revision, write_results
 
 PROTOCOL = Protocol(name="zeroshot-classification", version="v1")
@@ -71,6 +73,15 @@ class ClassificationSummary:
 
 def run(config: ClassificationConfig) -> ClassificationSummary:
     """Classify every scene and write the results."""
+    result, _ = measure(config)
+    write_results(config.out, [result])
+    counts = {name: result.options[name] for name in ("pictures", "classes", "without_object")}
+    metrics = {name: value for name, value in result.metrics.items() if value is not None}
+    return ClassificationSummary(metrics=metrics, out=config.out, **counts)
+
+
+def measure(config: ClassificationConfig) -> tuple[Result, Outcomes]:
+    """Classify every scene; nothing is written."""
     encoder = load_encoder(config.checkpoint, model=config.model, seed=config.seed)
     scenes = load_dense(config.data, encoder.image_size, limit=config.samples)
     names = class_prompts(scenes, config.names)
@@ -82,7 +93,7 @@ def run(config: ClassificationConfig) -> ClassificationSummary:
     weights_KE = class_vectors(encoder, [names[number] for number in numbers], config.templates)
     logits_NK = encoder.image_embeddings(scenes.images_NSS3[kept]) @ weights_KE.T
     labels = torch.from_numpy(np.searchsorted(numbers, labels_N[kept]))
-    metrics = classification_metrics(logits_NK, labels)
+    hits_N5 = top_hits(logits_NK, labels)
     counts = {
         "pictures": int(kept.sum()),
         "classes": len(names),
@@ -93,7 +104,7 @@ def run(config: ClassificationConfig) -> ClassificationSummary:
         model=encoder.name,
         pretrained=encoder.pretrained,
         task="zeroshot_classification",
-        metrics=metrics,
+        metrics=metrics_of_hits(hits_N5, labels),
         protocol=PROTOCOL,
         seed=config.seed,
         samples_seen=encoder.samples_seen,
@@ -101,8 +112,8 @@ def run(config: ClassificationConfig) -> ClassificationSummary:
         options={"split": config.split, "names": config.names, "templates": config.templates}
         | counts,
     )
-    write_results(config.out, [result])
-    return ClassificationSummary(metrics=metrics, out=config.out, **counts)
+    keys = [key for key, used in zip(scenes.keys, kept, strict=True) if used]
+    return result, hit_outcomes(keys, hits_N5, labels)
 
 
 def class_prompts(
@@ -121,8 +132,15 @@ def class_prompts(
     return {number: sorted(found - {""}) for number, found in words.items() if found - {""}}
 
 
+class EmbedsTexts(typing.Protocol):
+    """What gives unit vectors [T, E] of texts: an encoder, or its cache (embeddings.py)."""
+
+    def text_embeddings(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors [T, E]."""
+
+
 def class_vectors(
-    encoder: Encoder, names: Sequence[Sequence[str]], templates: Sequence[str]
+    encoder: EmbedsTexts, names: Sequence[Sequence[str]], templates: Sequence[str]
 ) -> Tensor:
     """Unit vectors [K, E], one a class, from all its names in all templates."""
     prompts = [[template.format(n) for n in words for template in templates] for words in names]
@@ -142,8 +160,17 @@ def largest_class(seg_NSS: NDArray[np.uint8], classes: int) -> NDArray[np.int64]
 
 def classification_metrics(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
     """`acc1`, `acc5` (or the number of classes, if there are fewer) and `mean_per_class_recall`."""
+    return metrics_of_hits(top_hits(logits_NK, labels_N), labels_N)
+
+
+def top_hits(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """Whether the first, second, ... of the five best classes is right, bool [N, 5 or K]."""
     top_N5 = logits_NK.topk(min(5, logits_NK.shape[1]), dim=1).indices
-    hits_N5 = top_N5 == labels_N[:, None]
+    return top_N5 == labels_N[:, None]
+
+
+def metrics_of_hits(hits_N5: Tensor, labels_N: Tensor) -> dict[str, float]:
+    """The metrics of `classification_metrics` from `top_hits`."""
     first_N = hits_N5[:, 0].double()
     recalls = [first_N[labels_N == label].mean() for label in labels_N.unique()]
     return {
@@ -151,3 +178,14 @@ def classification_metrics(logits_NK: Tensor, labels_N: Tensor) -> dict[str, flo
         "acc5": float(hits_N5.any(dim=1).double().mean()),
         "mean_per_class_recall": float(torch.stack(recalls).mean()),
     }
+
+
+def hit_outcomes(keys: Sequence[str], hits_N5: Tensor, labels_N: Tensor) -> Outcomes:
+    """What each picture contributed to `metrics_of_hits`."""
+    first_N = hits_N5[:, 0].numpy()
+    metrics = {
+        "acc1": hits(first_N),
+        "acc5": hits(hits_N5.any(dim=1).numpy()),
+        "mean_per_class_recall": hits(first_N, labels_N.numpy().astype(np.int32)),
+    }
+    return Outcomes(keys=tuple(keys), metrics=metrics)

@@ -10,7 +10,7 @@ predictions_SPLIT.npz beside it. Run: `capwright evaluate dense CHECKPOINT --tra
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,14 @@ class DenseProbeSummary:
     seconds: float
 
 
-def run(config: DenseProbeConfig) -> DenseProbeSummary:
-    """Probe the checkpoint with every mode and seed and write the results."""
+Observer = Callable[[LabelledScenes, Predictions], None]
+
+
+def run(config: DenseProbeConfig, observe: Observer | None = None) -> DenseProbeSummary:
+    """Probe the checkpoint with every mode and seed and write the results.
+
+    `observe` gets each split's scenes and predictions, in the order of the results.
+    """
     began = time.monotonic()
     recipe = config.recipe
     encoder = load_encoder(config.checkpoint, model=config.model, layers=recipe.layers)
@@ -95,6 +101,8 @@ def run(config: DenseProbeConfig) -> DenseProbeSummary:
             predictions = probe(encoder, train, tests, recipe, mode=mode, seed=seed)
             for split, predicted in predictions.items():
                 results += _results(encoder, split, tests[split], predicted, recipe, mode, seed)
+                if observe is not None:
+                    observe(tests[split], predicted)
                 if mode == config.headline and seed == config.seeds_of(mode)[0]:
                     path = config.out.parent / f"predictions_{split}.npz"
                     save_predictions(path, tests[split], predicted, config.kept_predictions)

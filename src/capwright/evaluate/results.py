@@ -67,6 +67,11 @@ def read_results(path: Path) -> list[Result]:
     rows = read_json(path)
     if not isinstance(rows, list):
         raise CapwrightError(f"{path} holds a {type(rows).__name__}: expected a list of results")
+    return parse_results(path, rows)
+
+
+def parse_results(path: Path, rows: Sequence[Any]) -> list[Result]:
+    """Results from the rows of the file `path`; raises CapwrightError for one of another form."""
     return [_parse(path, number, row) for number, row in enumerate(rows)]
 
 

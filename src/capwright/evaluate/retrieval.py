@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from capwright.corpus.pictures import load_pixels
 from capwright.corpus.sidecars import captions_of
 from capwright.datasets.labelled import oracle_captions, scene_index
 from capwright.evaluate.encoder import load_encoder
+from capwright.evaluate.outcomes import Outcome, Outcomes, hits
 from capwright.evaluate.results import Protocol, Result, code_revision, write_results
 
 PROTOCOL = Protocol(name="retrieval", version="v1")
@@ -58,6 +60,15 @@ class RetrievalSummary:
 
 def run(config: RetrievalConfig) -> RetrievalSummary:
     """Measure both directions and write the results."""
+    result, _ = measure(config)
+    write_results(config.out, [result])
+    metrics = {name: value for name, value in result.metrics.items() if value is not None}
+    counts = {name: result.options[name] for name in ("pictures", "texts")}
+    return RetrievalSummary(metrics=metrics, out=config.out, **counts)
+
+
+def measure(config: RetrievalConfig) -> tuple[Result, Outcomes]:
+    """Measure both directions; nothing is written."""
     encoder = load_encoder(config.checkpoint, model=config.model, seed=config.seed)
     index = scene_index(config.data)
     if config.samples is not None:
@@ -73,13 +84,13 @@ def run(config: RetrievalConfig) -> RetrievalSummary:
         )
     texts, right = distinct(captions)
     images_NE = encoder.image_embeddings(load_pixels(index, size=encoder.image_size))
-    metrics = recalls(images_NE, encoder.text_embeddings(texts), right)
+    to_text_N, to_image_T, weight_T = nearer_items(images_NE, encoder.text_embeddings(texts), right)
     result = Result(
         dataset=f"scenes-{config.split}",
         model=encoder.name,
         pretrained=encoder.pretrained,
         task="zeroshot_retrieval",
-        metrics=metrics,
+        metrics=recalls_at_ranks(to_text_N, to_image_T, weight_T),
         protocol=PROTOCOL,
         seed=config.seed,
         samples_seen=encoder.samples_seen,
@@ -91,10 +102,7 @@ def run(config: RetrievalConfig) -> RetrievalSummary:
             "texts": len(texts),
         },
     )
-    write_results(config.out, [result])
-    return RetrievalSummary(
-        metrics=metrics, pictures=len(captions), texts=len(texts), out=config.out
-    )
+    return result, retrieval_outcomes(index["key"].to_pylist(), to_text_N, to_image_T, right)
 
 
 def distinct(captions: Sequence[Sequence[str]]) -> tuple[list[str], list[list[int]]]:
@@ -111,16 +119,44 @@ def recalls(
 
     Similarities are made `chunk` queries at a time, so N x T never lies in memory.
     """
+    return recalls_at_ranks(*nearer_items(images_NE, texts_TE, right, chunk=chunk))
+
+
+def nearer_items(
+    images_NE: Tensor, texts_TE: Tensor, right: Sequence[Sequence[int]], *, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How many wrong items are at least as near as the nearest right one, of every picture [N] and
+    every text [T], and how many pictures carry each text [T].
+    """
     pairs = torch.tensor([(n, t) for n, texts in enumerate(right) for t in texts])
     weight_T = torch.bincount(pairs[:, 1], minlength=len(texts_TE)).double()
     to_text_N = _ranks(images_NE, texts_TE, pairs, chunk)
     to_image_T = _ranks(texts_TE, images_NE, pairs.flip(1), chunk)
+    return to_text_N, to_image_T, weight_T
+
+
+def recalls_at_ranks(to_text_N: Tensor, to_image_T: Tensor, weight_T: Tensor) -> dict[str, float]:
+    """Recall at RANKS in both directions from `nearer_items`."""
     metrics = {}
     for k in RANKS:
         hits_T = (to_image_T < k).double()
         metrics[f"image_retrieval_recall@{k}"] = float((hits_T * weight_T).sum() / weight_T.sum())
         metrics[f"text_retrieval_recall@{k}"] = float((to_text_N < k).double().mean())
     return metrics
+
+
+def retrieval_outcomes(
+    keys: Sequence[str], to_text_N: Tensor, to_image_T: Tensor, right: Sequence[Sequence[int]]
+) -> Outcomes:
+    """What each picture contributed to `recalls_at_ranks`."""
+    captions_N = np.array([len(own) for own in right], np.uint16)
+    metrics = {}
+    for k in RANKS:
+        found_T = (to_image_T < k).numpy()
+        found_N = np.array([found_T[list(own)].sum() for own in right], np.uint16)
+        metrics[f"image_retrieval_recall@{k}"] = Outcome(part=found_N, whole=captions_N)
+        metrics[f"text_retrieval_recall@{k}"] = hits((to_text_N < k).numpy())
+    return Outcomes(keys=tuple(keys), metrics=metrics)
 
 
 def _ranks(queries: Tensor, gallery_GE: Tensor, pairs: Tensor, chunk: int) -> Tensor:

@@ -1,0 +1,120 @@
+"""The stage of training-free segmentation, on toy scenes and on Pascal VOC's layout."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from capwright import datasets
+from capwright.core.errors import CapwrightError
+from capwright.datasets.pascal_voc import CLASSES
+from capwright.dense.training_free.segmenter import inference_for
+from capwright.dense.words import BACKGROUND
+from capwright.evaluate.class_words import plain_words
+from capwright.evaluate.dense_metrics import segmentation_metrics
+from capwright.evaluate.results import read_results
+from capwright.evaluate.training_free import TrainingFreeConfig, confusions, plan, run
+
+METHODS = ("clip", "sclip", "contrast")
+
+
+def test_every_protocol_and_method_gets_a_row(toy_folders, tiny, tmp_path: Path) -> None:
+    config = TrainingFreeConfig(
+        checkpoint=None, model=tiny, data=toy_folders["seen"], out=tmp_path / "a.json",
+        methods=METHODS,
+    )  # fmt: skip
+    summary = run(config)
+    rows = read_results(config.out)
+    named = [(f"{row.protocol.name}/{row.protocol.version}", row.options["method"]) for row in rows]
+    assert named == [(p, m) for p in ("sclip/v1", "plain/v1") for m in METHODS]
+    for (protocol, method), row in zip(named, rows, strict=True):
+        assert summary.miou[protocol][method] == row.metrics["miou"]
+        assert row.metrics["classes_counted"] > 1
+    assert run(config).miou == summary.miou
+
+
+def test_batches_of_pictures_are_pictures_one_by_one(toy_folders, encoder) -> None:
+    pictures = datasets.load("scenes", toy_folders["seen"])
+    words, inference = plain_words(pictures), inference_for(encoder.image_size)
+    whole = confusions(encoder, pictures, 5, words, METHODS, inference)
+    assert whole["clip"].sum() == 5 * 32 * 32
+    for method in METHODS:
+        parts = [
+            confusions(encoder, one_of(pictures, number), 1, words, (method,), inference)[method]
+            for number in range(5)
+        ]
+        assert np.abs(whole[method] - sum(parts)).sum() <= 10  # of 5120 pixels: rounding
+        assert segmentation_metrics(whole[method])["miou"] is not None
+
+
+def one_of(pictures, number: int):
+    return type(pictures)(
+        name=pictures.name, keys=pictures.keys[number : number + 1],
+        read=lambda index: pictures[number], classes=pictures.classes,
+        has_background=pictures.has_background,
+    )  # fmt: skip
+
+
+def test_the_words_of_the_scenes(toy_folders, tmp_path: Path) -> None:
+    config = TrainingFreeConfig(checkpoint=None, data=toy_folders["seen"], out=tmp_path)
+    pictures = datasets.load("scenes", toy_folders["seen"])
+    plain, _ = plan(config, pictures, "plain", 64)
+    engineered, inference = plan(config, pictures, "sclip", 64)
+    assert plain.classes == (("background",), ("apples",), ("berries",))
+    assert engineered.classes == (BACKGROUND, ("red apple",), ("blue berry",))
+    assert plain.background == 1 and engineered.background == len(BACKGROUND)
+    assert inference == inference_for(64)
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number, size in enumerate(((40, 56), (40, 56), (70, 44))):
+        pixels = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "JPEGImages" / f"{number}.jpg")
+        seg = rng.choice(np.array([0, 4, 15, 255], np.uint8), size)
+        Image.fromarray(seg).save(root / "SegmentationClass" / f"{number}.png")
+    (root / "ImageSets" / "Segmentation" / "val.txt").write_text("0\n1\n2\n")
+    return tmp_path
+
+
+def test_pascal_voc_with_sclips_words_and_constants(voc: Path, tiny) -> None:
+    config = TrainingFreeConfig(
+        checkpoint=None, model=tiny, data=voc, dataset="pascal-voc21", out=voc / "a.json",
+        methods=("sclip",),
+    )  # fmt: skip
+    assert run(config).pictures == 3
+    sclip, plain = read_results(voc / "a.json")
+    assert (sclip.dataset, sclip.options["inference"]["logit_scale"]) == ("pascal-voc21", 65.0)
+    assert sclip.options["inference"]["area_threshold"] == 0.1
+    assert plain.options["inference"]["logit_scale"] == 40.0
+    pictures = datasets.load("pascal-voc21", voc)
+    words, _ = plan(config, pictures, "sclip", 224)
+    assert words.classes[0] == BACKGROUND and words.classes[4] == ("ship", "boat")
+    assert len(words.classes) == len(CLASSES) + 1 and len(words.classes[15]) == 7
+
+
+def test_short_sides_grow_with_the_tower(voc: Path) -> None:
+    config = TrainingFreeConfig(checkpoint=None, data=voc, out=voc)
+    stuff = datasets.load("pascal-voc20", voc)
+    object.__setattr__(stuff, "name", "cityscapes")
+    assert plan(config, stuff, "sclip", 224)[1].short_side == 560
+    assert plan(config, stuff, "sclip", 336)[1].short_side == 840
+    assert plan(config, stuff, "plain", 224)[1].short_side == 336
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methods": ()}, "no methods"),
+        ({"methods": ("clip", "magic")}, "clip, maskclip"),
+        ({"dataset": "ade20"}, "did you mean 'ade20k'"),
+    ],
+)
+def test_what_there_is_not(changes, words: str, tmp_path: Path) -> None:
+    with pytest.raises(CapwrightError, match=words):
+        run(TrainingFreeConfig(checkpoint=None, data=tmp_path, out=tmp_path / "a", **changes))
