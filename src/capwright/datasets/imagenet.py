@@ -38,13 +38,13 @@ def load(folder: Path, split: str) -> ClassificationSet:
     pictures = [(path, label) for label, each in enumerate(folders) for path in _pictures(each)]
     if not pictures:
         raise CapwrightError(f"{folder}/{split} has no pictures in its folders of classes")
+    labels = tuple(label for _, label in pictures)
     return ClassificationSet(
         name="imagenet",
         keys=tuple(f"{path.parent.name}/{path.stem}" for path, _ in pictures),
-        read=_Reader(
-            paths=tuple(path for path, _ in pictures), labels=tuple(label for _, label in pictures)
-        ),
+        read=_Reader(paths=tuple(path for path, _ in pictures), labels=labels),
         classes=names,
+        labels=labels,
     )
 
 

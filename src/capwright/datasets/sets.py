@@ -133,6 +133,7 @@ class ClassificationSet(LabelledSet[ClassificationItem]):
 
     classes: tuple[str, ...]
     templates: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()  # of every item, where they are known without reading it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,6 +98,7 @@ def load(folder: Path, split: str) -> ClassificationSet | CaptionSet:
         read=_Labelled(samples, labels),
         classes=classes,
         templates=_lines(folder / "zeroshot_classification_templates.txt", needed=False),
+        labels=labels,
     )
 
 
