@@ -18,13 +18,15 @@ from safetensors.torch import save_file
 from capwright.cli import group
 from capwright.core.errors import CapwrightError
 from capwright.core.files import write_json
-from capwright.evaluate import suite
+from capwright.evaluate import suite, suite_model
 from capwright.evaluate.compare import CompareConfig
 from capwright.evaluate.compare import run as compare
 from capwright.evaluate.dense_training import ProbeRecipe, Schedule
 from capwright.evaluate.outcomes import read_outcomes, values
 from capwright.evaluate.results import read_results
 from capwright.evaluate.suite import SuiteConfig, run
+from capwright.evaluate.suite_model import label_of
+from capwright.evaluate.suite_tasks import find_tasks
 from capwright.models import towers
 
 FAST = ProbeRecipe(
@@ -108,7 +110,7 @@ def done(
 
 
 def files(config: SuiteConfig, name: str) -> list[Path]:
-    return [config.out / suite.label_of(model) / name for model in config.models]
+    return [config.out / label_of(model) / name for model in config.models]
 
 
 def test_each_task_of_each_model_has_a_file_with_outcomes(
@@ -134,7 +136,7 @@ def test_a_rerun_measures_nothing_and_another_plan_is_refused(
     def load(*_: object, **__: object) -> None:
         raise AssertionError("loaded a model")
 
-    monkeypatch.setattr(suite, "load_encoder", load)
+    monkeypatch.setattr(suite_model, "load_encoder", load)
     summary = run(done)
     assert (summary.measured, summary.skipped) == (0, 4)
     assert set(summary.metrics["scratch"]) == {"zero-shot-things", "retrieval-said"}
@@ -146,13 +148,13 @@ def test_tasks_of_one_model_share_the_pictures(
     root: Path, tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    kind = suite.Embeddings
+    kind = suite_model.Embeddings
 
     def embeddings(*arguments: Any, **options: Any) -> Any:
         made.append(kind(*arguments, **options))
         return made[-1]
 
-    monkeypatch.setattr(suite, "Embeddings", embeddings)
+    monkeypatch.setattr(suite_model, "Embeddings", embeddings)
     run(SuiteConfig(models=("scratch",), data=root, out=tmp_path, model=tiny, device="cpu"))
     assert [one.computed for one in made] == [20]  # two tasks on the same 20 pictures
 
@@ -160,7 +162,7 @@ def test_tasks_of_one_model_share_the_pictures(
 def test_the_suite_chooses_the_tasks(root: Path, tmp_path: Path) -> None:
     def names(choice: Any) -> list[str]:
         config = SuiteConfig(models=("scratch",), data=root, out=tmp_path, suite=choice)
-        return [task.name for task in suite.find_tasks(config)]
+        return [task.name for task in find_tasks(config)]
 
     assert names("zero-shot") == ["zero-shot-things"]
     assert names("retrieval") == ["retrieval-said"]
@@ -177,9 +179,10 @@ def test_the_scenes_are_measured_with_their_own_protocols(
     (tmp_path / "data" / "scenes").symlink_to(toy_folders["train"].parent)
     config = SuiteConfig(
         models=("scratch",), data=tmp_path / "data", out=tmp_path / "out", model=tiny,
-        modes=("frozen",), seeds=2, recipe=FAST, device="cpu",
+        modes=("frozen",), seeds=2, recipe=FAST, device="cpu", methods=("clip", "contrast"),
     )  # fmt: skip
-    assert run(config).measured == 5  # classes and captions of two splits, and the probe
+    # classes, captions and training-free segmentation of two splits, and the probe
+    assert run(config).measured == 7
     (path,) = files(config, "dense-scenes.json")
     rows, outcomes = read_results(path), read_outcomes(path.with_suffix(".npz"))
     assert len(rows) == len(outcomes) == 2 * 2 * 2  # splits, tasks, seeds
@@ -195,6 +198,8 @@ def test_the_scenes_are_measured_with_their_own_protocols(
         assert set(kept.metrics) == set(row.metrics)
         for metric, outcome in kept.metrics.items():
             assert values(outcome, np.ones((1, 8)))[0] == pytest.approx(row.metrics[metric])
+    (path,) = files(config, "training-free-scenes-unseen.json")
+    assert {row.dataset for row in read_results(path)} == {"scenes-unseen"}
 
 
 def test_models_are_compared_picture_by_picture(done: SuiteConfig) -> None:

@@ -10,11 +10,12 @@ from capwright import datasets
 from capwright.core.errors import CapwrightError
 from capwright.datasets.pascal_voc import CLASSES
 from capwright.dense.training_free.segmenter import inference_for
-from capwright.dense.words import BACKGROUND
+from capwright.dense.words import BACKGROUND, text_vectors
 from capwright.evaluate.class_words import plain_words
 from capwright.evaluate.dense_metrics import segmentation_metrics
+from capwright.evaluate.outcomes import read_outcomes, values
 from capwright.evaluate.results import read_results
-from capwright.evaluate.training_free import TrainingFreeConfig, confusions, plan, run
+from capwright.evaluate.training_free import TrainingFreeConfig, count, plan, run
 
 METHODS = ("clip", "sclip", "contrast")
 
@@ -31,21 +32,28 @@ def test_every_protocol_and_method_gets_a_row(toy_folders, tiny, tmp_path: Path)
     for (protocol, method), row in zip(named, rows, strict=True):
         assert summary.miou[protocol][method] == row.metrics["miou"]
         assert row.metrics["classes_counted"] > 1
+    kept = read_outcomes(config.out.with_suffix(".npz"))
+    for number, row in enumerate(rows):
+        assert len(kept[number].keys) == 8
+        for metric, outcome in kept[number].metrics.items():
+            assert values(outcome, np.ones((1, 8)))[0] == pytest.approx(row.metrics[metric])
     assert run(config).miou == summary.miou
 
 
 def test_batches_of_pictures_are_pictures_one_by_one(toy_folders, encoder) -> None:
     pictures = datasets.load("scenes", toy_folders["seen"])
     words, inference = plain_words(pictures), inference_for(encoder.image_size)
-    whole = confusions(encoder, pictures, 5, words, METHODS, inference)
-    assert whole["clip"].sum() == 5 * 32 * 32
+    texts = text_vectors(encoder.text_embeddings, words)
+    whole = count(encoder, pictures, 5, words, texts, METHODS, inference)
+    assert whole["clip"].confusion_CC.sum() == 5 * 32 * 32
     for method in METHODS:
         parts = [
-            confusions(encoder, one_of(pictures, number), 1, words, (method,), inference)[method]
+            count(encoder, one_of(pictures, number), 1, words, texts, (method,), inference)[method]
             for number in range(5)
         ]
-        assert np.abs(whole[method] - sum(parts)).sum() <= 10  # of 5120 pixels: rounding
-        assert segmentation_metrics(whole[method])["miou"] is not None
+        difference = whole[method].confusion_CC - sum(part.confusion_CC for part in parts)
+        assert np.abs(difference).sum() <= 10  # of 5120 pixels: rounding
+        assert segmentation_metrics(whole[method].confusion_CC)["miou"] is not None
 
 
 def one_of(pictures, number: int):

@@ -18,14 +18,16 @@ def write_picture(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT), colour: i
     return path
 
 
-def label_of(*values: int) -> np.ndarray:
+def label_of(*values: int, shape: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
     """A label picture: the values one after the other, again and again."""
-    return np.resize(np.array(values, np.uint8), (HEIGHT, WIDTH))
+    return np.resize(np.array(values, np.uint8), shape)
 
 
-def write_label(path: Path, *values: int, palette: bool = False) -> Path:
+def write_label(
+    path: Path, *values: int, palette: bool = False, shape: tuple[int, int] = (HEIGHT, WIDTH)
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(label_of(*values))
+    picture = Image.fromarray(label_of(*values, shape=shape))
     if palette:
         picture.putpalette([value % 256 for value in range(768)])
     picture.save(path)

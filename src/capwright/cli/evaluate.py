@@ -41,10 +41,10 @@ def command() -> None:
     Example: capwright evaluate runs/a ViT-B-32/openai --suite all --data sets --out results
 
     measures both models on every data set in the folder `sets` and skips what is done; `capwright
-    evaluate suite --help` has the options. A word of dense, retrieval or classification instead
-    measures one checkpoint with one protocol of the scenes. MODEL is a checkpoint or run folder,
-    hf-hub:ORG/REPOSITORY, an open_clip MODEL/TAG, or the word `scratch` for towers with fresh
-    weights.
+    evaluate suite --help` has the options. A word of dense, retrieval, classification or
+    training-free instead measures one checkpoint with one protocol. MODEL is a checkpoint or run
+    folder, hf-hub:ORG/REPOSITORY, an open_clip MODEL/TAG, or the word `scratch` for towers with
+    fresh weights.
     """
 
 
@@ -70,8 +70,8 @@ def command() -> None:
 def suite(settings: tuple[str, ...], **options: Any) -> None:
     """Several models on all data sets of a folder; done tasks are skipped.
 
-    The folder has imagenet, flickr30k, coco-captions, sets in CLIP_benchmark's WebDataset form, or
-    scenes/{labelled,SPLIT...}.
+    The folder has imagenet, flickr30k, coco-captions, ade20k, pascal-voc and so on, sets in
+    CLIP_benchmark's WebDataset form, or scenes/{labelled,SPLIT...}.
     """
     from capwright.core.config import override
     from capwright.evaluate.suite import SuiteConfig, run

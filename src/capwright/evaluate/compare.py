@@ -26,6 +26,7 @@ from capwright.evaluate.results import Result, mean_interval, parse_results
 
 Format = Literal["text", "markdown", "csv", "html"]
 FORMATS: tuple[Format, ...] = ("text", "markdown", "csv", "html")
+TOLD_APART_BY = ("mode", "method")  # options that a table names beside the task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +180,12 @@ def _result_rows(content: Any) -> list[Any] | None:
 
 
 def _identity(result: Result) -> str:
-    """Equal where two results differ in the model and the seed alone."""
-    options = {name: value for name, value in result.options.items() if name != "plan"}
+    """Equal where two results differ in the model and the seed alone.
+
+    (The inference of training-free segmentation follows from the protocol and the tower's size,
+    and a data set has a name wherever it lies.)
+    """
+    options = {k: v for k, v in result.options.items() if k not in ("plan", "inference", "data")}
     protocol = (result.protocol.name, result.protocol.version)
     return digest([result.dataset, result.task, result.language, protocol, options])
 
@@ -189,12 +194,10 @@ def _rows(group: _Group, columns: Sequence[str], config: CompareConfig) -> list[
     names: dict[str, None] = {}
     for runs in group.runs.values():
         names |= dict.fromkeys(runs[0].result.metrics)
-    mode = group.first.options.get("mode")
-    task = f"{group.first.task} ({mode})" if mode else group.first.task
     return [
         Row(
             dataset=group.first.dataset,
-            task=task,
+            task=_task(group.first),
             metric=name,
             cells={
                 column: _cell(group.runs.get(columns[0], []), group.runs[column], name, config)
@@ -205,6 +208,15 @@ def _rows(group: _Group, columns: Sequence[str], config: CompareConfig) -> list[
         for name in names
         if config.details or not ("/" in name or name == "classes_counted")
     ]
+
+
+def _task(result: Result) -> str:
+    """The task with what tells its rows apart."""
+    options = result.options
+    kinds = [str(options[name]) for name in TOLD_APART_BY if name in options]
+    if "method" in options:  # one name under two protocols
+        kinds = [f"{result.protocol.name}/{result.protocol.version}", *kinds]
+    return f"{result.task} ({', '.join(kinds)})" if kinds else result.task
 
 
 def _cell(first: Sequence[_Run], own: Sequence[_Run], metric: str, config: CompareConfig) -> Cell:

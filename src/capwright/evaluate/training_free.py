@@ -5,19 +5,21 @@ the classes' own names and one setting for all sets (docs/protocols/training-fre
 alone move the numbers more than most methods do, so both are always reported.
 
 Reads a checkpoint and a data set (`capwright data list`). Writes OUT (results, one a protocol and
-method). Run: `capwright evaluate training-free CHECKPOINT --dataset NAME --data FOLDER --out OUT`.
+method) and beside it .npz with what each picture contributed (outcomes.py). Run:
+`capwright evaluate training-free CHECKPOINT --dataset NAME --data FOLDER --out OUT`.
 
-Shapes: B pictures of one size, Q names, E joint space, C classes, H and W as stored.
+Shapes: N pictures, B of one size, Q names, E joint space, C classes, H and W as stored.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from capwright import datasets
 from capwright.core.errors import CapwrightError
@@ -38,7 +40,9 @@ from capwright.dense.words import TEMPLATES, Vocabulary, text_vectors
 from capwright.evaluate.class_words import engineered_settings, engineered_words, plain_words
 from capwright.evaluate.classification import class_prompts
 from capwright.evaluate.dense_metrics import class_ious, confusion_matrix, segmentation_metrics
+from capwright.evaluate.embeddings import Embeddings
 from capwright.evaluate.encoder import Encoder, load_encoder
+from capwright.evaluate.outcomes import Outcomes, counted_outcomes, write_outcomes
 from capwright.evaluate.results import Protocol, Result, code_revision, write_results
 from capwright.models import towers
 
@@ -56,6 +60,7 @@ class TrainingFreeConfig:
     out: Path  # results file
     dataset: str = "scenes"
     split: str | None = None  # None: the usual one
+    label: str = ""  # of the set in the results; "": its name and split
     methods: tuple[str, ...] = METHODS
     samples: int | None = None  # first so many pictures; None: all
     model: str | Mapping[str, Any] = "nano"  # towers without a checkpoint
@@ -77,30 +82,72 @@ class TrainingFreeSummary:
     out: Path
 
 
+@dataclass
+class Counts:
+    """Pixels that one method got right and wrong, as pictures come."""
+
+    classes: int
+    confusion_CC: NDArray[np.int64] = field(init=False)  # rows truth, columns prediction
+    rows: list[NDArray[np.uint32]] = field(default_factory=list)  # [3, C]: hits, truth, prediction
+
+    def __post_init__(self) -> None:
+        self.confusion_CC = np.zeros((self.classes, self.classes), np.int64)
+
+    def add(self, pred_HW: NDArray[np.integer], true_HW: NDArray[np.integer]) -> None:
+        """Count a picture."""
+        found_CC = confusion_matrix(pred_HW, true_HW, self.classes)
+        self.confusion_CC += found_CC
+        parts = (np.diag(found_CC), found_CC.sum(axis=1), found_CC.sum(axis=0))
+        self.rows.append(np.stack(parts).astype(np.uint32))
+
+    def outcomes(self, keys: Sequence[str]) -> Outcomes:
+        """What each picture contributed to the metrics."""
+        hits_NC, true_NC, pred_NC = np.stack(self.rows, axis=1).astype(np.int64)
+        return counted_outcomes(keys, hits_NC, true_NC, pred_NC)
+
+
 def run(config: TrainingFreeConfig) -> TrainingFreeSummary:
     """Segment every picture and write the results."""
+    results, outcomes = measure(config)
+    write_outcomes(config.out.with_suffix(".npz"), outcomes)
+    write_results(config.out, results)
+    miou: dict[str, dict[str, float | None]] = {f"{protocol}/v1": {} for protocol in PROTOCOLS}
+    for row in results:
+        miou[f"{row.protocol.name}/v1"][row.options["method"]] = row.metrics["miou"]
+    return TrainingFreeSummary(miou=miou, pictures=results[0].options["pictures"], out=config.out)
+
+
+def measure(
+    config: TrainingFreeConfig, embeddings: Embeddings | None = None
+) -> tuple[list[Result], list[Outcomes]]:
+    """Segment every picture; nothing is written. `embeddings` is of the model, where it is loaded.
+
+    Raises CapwrightError for a set without classes at every pixel, and for a tower that cannot be
+    opened up.
+    """
     pictures = datasets.load(config.dataset, config.data, config.split)
     if not isinstance(pictures, SegmentationSet):
         raise CapwrightError(
             f"{config.dataset} has no class at every pixel: choose a set for segmentation, such as "
             "ade20k or pascal-voc21"
         )
-    encoder = load_encoder(config.checkpoint, model=config.model, seed=config.seed)
-    count = min(len(pictures), config.samples or len(pictures))
+    if embeddings is None:
+        encoder = load_encoder(config.checkpoint, model=config.model, seed=config.seed)
+        embeddings = Embeddings(encoder)
+    encoder = embeddings.encoder
+    number = min(len(pictures), config.samples or len(pictures))
     results: list[Result] = []
+    outcomes: list[Outcomes] = []
     for protocol in PROTOCOLS:
         vocabulary, inference = plan(config, pictures, protocol, encoder.image_size)
-        found = confusions(encoder, pictures, count, vocabulary, config.methods, inference)
-        for method, confusion_CC in found.items():
-            options = {"method": method, "pictures": count, "inference": inference}
-            results.append(
-                _result(config, encoder, protocol, options, _metrics(pictures, confusion_CC))
-            )
-    write_results(config.out, results)
-    miou: dict[str, dict[str, float | None]] = {f"{protocol}/v1": {} for protocol in PROTOCOLS}
-    for row in results:
-        miou[f"{row.protocol.name}/v1"][row.options["method"]] = row.metrics["miou"]
-    return TrainingFreeSummary(miou=miou, pictures=count, out=config.out)
+        texts_QE = text_vectors(embeddings.text_embeddings, vocabulary)
+        found = count(encoder, pictures, number, vocabulary, texts_QE, config.methods, inference)
+        for method, counts in found.items():
+            options = {"method": method, "pictures": number, "inference": inference}
+            metrics = _metrics(pictures, counts.confusion_CC)
+            results.append(_result(config, encoder, protocol, options, metrics))
+            outcomes.append(counts.outcomes(pictures.keys[:number]))
+    return results, outcomes
 
 
 def plan(
@@ -118,43 +165,43 @@ def plan(
 
 
 @torch.no_grad()
-def confusions(
+def count(
     encoder: Encoder,
     pictures: SegmentationSet,
-    count: int,
+    number: int,
     vocabulary: Vocabulary,
+    texts_QE: Tensor,
     methods: Sequence[str],
     inference: Inference,
-) -> dict[str, NDArray[np.int64]]:
-    """Confusion matrix [C, C] by method over the first `count` pictures."""
+) -> dict[str, Counts]:
+    """Right and wrong pixels by method over the first `number` pictures."""
     vit, side = open_up(encoder.model.eval()), encoder.image_size
+    device = next(encoder.model.parameters()).device
     patch = side // towers.grid(encoder.model, side)[0]
-    texts_QE = text_vectors(encoder.text_embeddings, vocabulary)
-    classes = len(pictures.classes)
-    total = {method: np.zeros((classes, classes), np.int64) for method in methods}
-    with Progress("training-free", count, "pictures") as progress:
-        for items in _batches(pictures, count):
+    found = {method: Counts(len(pictures.classes)) for method in methods}
+    with Progress("training-free", number, "pictures") as progress:
+        for items in _batches(pictures, number):
             pixels_BHW3 = np.stack([np.asarray(item.image) for item in items])
-            true_BHW = np.stack([item.seg_HW for item in items])
+            height, width = items[0].seg_HW.shape
             images = resized(encoder.normalised(pixels_BHW3), inference.short_side, patch)
-            size = (true_BHW.shape[1], true_BHW.shape[2])
             logits = name_logits(
-                vit, images, texts_QE, methods, inference,
-                size=size, background=vocabulary.background,
+                vit, images.to(device), texts_QE.to(device), methods, inference,
+                size=(height, width), background=vocabulary.background,
             )  # fmt: skip
             for method, logits_BQHW in logits.items():
                 scores = class_scores(logits_BQHW, vocabulary, inference)
-                found = labels(scores, inference).numpy()
-                total[method] += confusion_matrix(found, true_BHW, classes)
+                labels_BHW = labels(scores, inference).cpu().numpy()
+                for pred_HW, item in zip(labels_BHW, items, strict=True):
+                    found[method].add(pred_HW, item.seg_HW)
             progress.advance(len(items))
-    return total
+    return found
 
 
-def _batches(pictures: SegmentationSet, count: int) -> Iterator[list[SegmentationItem]]:
+def _batches(pictures: SegmentationSet, number: int) -> Iterator[list[SegmentationItem]]:
     """Neighbours of one size together."""
     batch: list[SegmentationItem] = []
-    for number in range(count):
-        item = pictures[number]
+    for index in range(number):
+        item = pictures[index]
         if batch and (len(batch) == BATCH or item.image.size != batch[0].image.size):
             yield batch
             batch = []
@@ -175,8 +222,9 @@ def _result(
     options: Mapping[str, Any],
     metrics: Mapping[str, float | None],
 ) -> Result:
+    split = f"-{config.split}" if config.split else ""
     return Result(
-        dataset=f"{config.dataset}-{config.split}" if config.split else config.dataset,
+        dataset=config.label or f"{config.dataset}{split}",
         model=encoder.name,
         pretrained=encoder.pretrained,
         task="training_free_segmentation",
