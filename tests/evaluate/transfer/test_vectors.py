@@ -76,7 +76,9 @@ def test_pictures_are_cut_at_the_centre_of_the_shorter_side() -> None:
 def test_vectors_are_those_of_open_clips_own_preprocessing(
     backbone: Backbone, pictures: ClassificationSet, tmp_path: Path
 ) -> None:
-    found_ND, labels_N = VectorStore(backbone, pictures, tmp_path / "kept", PLAN)(range(9))
+    found_ND, labels_N = VectorStore(backbone, pictures, tmp_path / "kept", PLAN, source="train")(
+        range(9)
+    )
     transform = open_clip.transform.image_transform(
         32, is_train=False, mean=backbone.mean, std=backbone.std
     )
@@ -99,11 +101,11 @@ def test_a_picture_goes_through_the_encoder_once(
         return real(backbone, images, kind)
 
     monkeypatch.setattr(vectors_module, "vectors", counted)
-    store = VectorStore(backbone, pictures, tmp_path / "kept", PLAN, batch=2)
+    store = VectorStore(backbone, pictures, tmp_path / "kept", PLAN, source="train", batch=2)
     few_ND, _ = store([7, 2, 4])
     blank = 1  # tells how many features there are
     assert sum(seen) == blank + 3
-    again = VectorStore(backbone, pictures, tmp_path / "kept", PLAN, batch=2)
+    again = VectorStore(backbone, pictures, tmp_path / "kept", PLAN, source="train", batch=2)
     all_ND, labels_N = again(range(9))
     assert sum(seen) == blank + 9
     torch.testing.assert_close(all_ND[[7, 2, 4]], few_ND)
@@ -115,7 +117,9 @@ def test_a_picture_goes_through_the_encoder_once(
 def test_a_cut_run_goes_on_with_what_is_missing(
     backbone: Backbone, pictures: ClassificationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole_ND, _ = VectorStore(backbone, pictures, tmp_path / "whole", PLAN)(range(9))
+    whole_ND, _ = VectorStore(backbone, pictures, tmp_path / "whole", PLAN, source="train")(
+        range(9)
+    )
     monkeypatch.setattr(vectors_module, "SAVED", 1)
     real, calls = vectors_module.vectors, []
 
@@ -128,12 +132,14 @@ def test_a_cut_run_goes_on_with_what_is_missing(
         return real(backbone, images, kind)
 
     monkeypatch.setattr(vectors_module, "vectors", failing)
-    store = VectorStore(backbone, pictures, tmp_path / "kept", PLAN, batch=2)
+    store = VectorStore(backbone, pictures, tmp_path / "kept", PLAN, source="train", batch=2)
     with pytest.raises(KeyboardInterrupt):
         store(range(9))
     calls.clear()
     monkeypatch.setattr(vectors_module, "vectors", lambda *given: calls.append(1) or real(*given))
-    found_ND, _ = VectorStore(backbone, pictures, tmp_path / "kept", PLAN, batch=2)(range(9))
+    found_ND, _ = VectorStore(backbone, pictures, tmp_path / "kept", PLAN, source="train", batch=2)(
+        range(9)
+    )
     torch.testing.assert_close(found_ND, whole_ND)
     assert len(calls) == 3  # of five batches two were kept
 
@@ -141,10 +147,22 @@ def test_a_cut_run_goes_on_with_what_is_missing(
 def test_another_plan_has_vectors_of_its_own(
     backbone: Backbone, pictures: ClassificationSet, tmp_path: Path
 ) -> None:
-    first_ND, _ = VectorStore(backbone, pictures, tmp_path, PLAN)(range(9))
+    first_ND, _ = VectorStore(backbone, pictures, tmp_path, PLAN, source="train")(range(9))
     other = VectorPlan(image_size=32, kind="embedding")
-    other_ND, _ = VectorStore(backbone, pictures, tmp_path, other)(range(9))
+    other_ND, _ = VectorStore(backbone, pictures, tmp_path, other, source="train")(range(9))
     assert (first_ND.shape[1], other_ND.shape[1]) == (16, 12)
+
+
+def test_splits_whose_pictures_have_the_same_names_are_kept_apart(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    stores = []
+    for split, colour in (("train", 10), ("val", 240)):
+        write_picture(tmp_path / split / "ants" / "0.png", (40, 40), colour)
+        pictures = load("imagenet", tmp_path, split)
+        stores.append(VectorStore(backbone, pictures, tmp_path / "kept", PLAN, source=split))  # type: ignore[arg-type]
+    first, other = (store([0])[0] for store in stores)
+    assert not torch.allclose(first, other)
 
 
 def test_bad_input_is_said(backbone: Backbone, pictures: ClassificationSet, tmp_path: Path) -> None:
@@ -156,4 +174,4 @@ def test_bad_input_is_said(backbone: Backbone, pictures: ClassificationSet, tmp_
         name="toys", keys=pictures.keys, read=pictures.read, classes=pictures.classes[:2]
     )
     with pytest.raises(CapwrightError, match="has the label 2, but there are 2 class names"):
-        VectorStore(backbone, fewer, tmp_path, PLAN)(range(9))
+        VectorStore(backbone, fewer, tmp_path, PLAN, source="train")(range(9))

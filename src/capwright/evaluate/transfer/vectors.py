@@ -62,7 +62,10 @@ class VectorPlan:
 
 
 class VectorStore:
-    """The vectors and labels of a set, computed when they are first asked for."""
+    """The vectors and labels of a set, computed when they are first asked for.
+
+    `source` tells two splits apart whose pictures have the same keys.
+    """
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class VectorStore:
         folder: Path,
         plan: VectorPlan,
         *,
+        source: str,
         batch: int = 64,
     ) -> None:
         self.backbone, self.pictures, self.plan, self.batch = backbone, pictures, plan, batch
@@ -78,6 +82,7 @@ class VectorStore:
             "encoder": backbone.origin.name,
             "pretrained": backbone.origin.pretrained,
             "dataset": pictures.name,
+            "source": source,
             "pictures": digest(pictures.keys),
             "vectors": plan,
         }
