@@ -6,7 +6,7 @@ Three exact savings, for towers that pool at the end of the text and let no posi
 - texts are sorted by length and cut into a few groups, each trimmed to its own longest text. The
   cut minimises `tokens computed + cost x groups` by dynamic programming over the different
   lengths, where `cost` is the number of tokens that take as long as starting another group;
-- the last block is computed at the end of each text alone, since nothing else of it is read.
+- the last block is computed at the end of each text alone (pooled_position.py).
 
 Shapes: B texts, L context length, l the longest of a group, D features of a token, E embedding.
 """
@@ -15,10 +15,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from open_clip.transformer import ResidualAttentionBlock, TextTransformer
+from open_clip.transformer import TextTransformer
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torch.utils.checkpoint import checkpoint
+
+from capwright.models import pooled_position
 
 # tokens that take as long as one more group: measured on a CPU, estimated for a GPU (it is the
 # time of starting kernels there)
@@ -46,15 +47,21 @@ def encode(tower: Any, tokens_BL: Tensor, end_B: Tensor) -> Tensor:
     else:
         cost = GROUP_COST_CPU if tokens_BL.device.type == "cpu" else GROUP_COST_GPU
         cuts = cut_by_length(length_B, cost)
-    one = _at_ends if _plain(tower) else _whole
-    if len(cuts) == 2:
-        return one(tower, tokens_BL[:, : int(length_B[-1])], end_B)
-    order_B = order_B.to(tokens_BL.device)
-    parts = []
-    for start, stop in pairwise(cuts):
-        rows, length = order_B[start:stop], int(length_B[stop - 1])
-        parts.append(one(tower, tokens_BL[rows, :length], end_B[rows]))
-    return torch.cat(parts)[torch.argsort(order_B)]
+    rows_of = [order_B[start:stop].to(tokens_BL.device) for start, stop in pairwise(cuts)]
+    lengths = [int(length_B[stop - 1]) for stop in cuts[1:]]
+    if pooled_position.readable(tower):
+        # all at once: the gradient of the embedding table is as large as the table
+        x_BlD, _ = tower._embeds(tokens_BL[:, : lengths[-1]])
+        parts = [
+            _at_ends(tower, x_BlD[rows, :length], end_B[rows])
+            for rows, length in zip(rows_of, lengths, strict=True)
+        ]
+    else:
+        parts = [
+            _whole(tower, tokens_BL[rows, :length])
+            for rows, length in zip(rows_of, lengths, strict=True)
+        ]
+    return torch.cat(parts)[torch.argsort(order_B).to(tokens_BL.device)]
 
 
 def cut_by_length(length_B: Tensor, cost: int) -> list[int]:
@@ -76,14 +83,7 @@ def cut_by_length(length_B: Tensor, cost: int) -> list[int]:
     return cuts[::-1]
 
 
-def _plain(tower: Any) -> bool:
-    # sharded, wrapped or compiled blocks must be called as a whole, through their forward
-    compiled = getattr(tower, "_compiled_call_impl", None) is not None
-    plain = all(type(block) is ResidualAttentionBlock for block in tower.transformer.resblocks)
-    return plain and tower.transformer.batch_first and not compiled
-
-
-def _whole(tower: Any, tokens_Bl: Tensor, end_B: Tensor) -> Tensor:
+def _whole(tower: Any, tokens_Bl: Tensor) -> Tensor:
     mask_LL, length = tower.attn_mask, tokens_Bl.shape[1]
     tower.attn_mask = mask_LL[:length, :length]  # open_clip trims the positions but not the mask
     try:
@@ -93,35 +93,16 @@ def _whole(tower: Any, tokens_Bl: Tensor, end_B: Tensor) -> Tensor:
     return embedded
 
 
-def _at_ends(tower: Any, tokens_Bl: Tensor, end_B: Tensor) -> Tensor:
-    length = tokens_Bl.shape[1]
+def _at_ends(tower: Any, x_BlD: Tensor, end_B: Tensor) -> Tensor:
+    length = x_BlD.shape[1]
+    later_Bl = torch.arange(length, device=x_BlD.device) > end_B[:, None]
     mask_ll = tower.attn_mask[:length, :length]
-    x_BlD, _ = tower._embeds(tokens_Bl)
-    *blocks, last = tower.transformer.resblocks
-    for block in blocks:
-        if tower.transformer.grad_checkpointing:
-            x_BlD = checkpoint(block, x_BlD, None, None, mask_ll, use_reentrant=False)
-        else:
-            x_BlD = block(x_BlD, attn_mask=mask_ll)
-    pooled_BD = tower.ln_final(_last_block(last, x_BlD, end_B))
+    x_BD = pooled_position.read(
+        tower.transformer, x_BlD, end_B, mask_ll=mask_ll, unseen_Bl=later_Bl
+    )
+    pooled_BD = tower.ln_final(x_BD)
     projection = tower.text_projection
     if projection is None:
         return pooled_BD  # type: ignore[no-any-return]
     embedded: Tensor = projection(pooled_BD) if callable(projection) else pooled_BD @ projection
     return embedded
-
-
-def _last_block(block: Any, x_BlD: Tensor, end_B: Tensor) -> Tensor:
-    """open_clip's residual block at position `end_B` of every text: [B, D]."""
-    rows = torch.arange(len(end_B), device=x_BlD.device)
-    normed_BlD = block.ln_1(x_BlD)
-    later_Bl = torch.arange(x_BlD.shape[1], device=x_BlD.device) > end_B[:, None]
-    attended_B1D, _ = block.attn(
-        normed_BlD[rows, end_B][:, None],
-        normed_BlD,
-        normed_BlD,
-        need_weights=False,
-        key_padding_mask=later_Bl,
-    )
-    x_BD: Tensor = x_BlD[rows, end_B] + block.ls_1(attended_B1D[:, 0])
-    return x_BD + block.ls_2(block.mlp(block.ln_2(x_BD)))  # type: ignore[no-any-return]

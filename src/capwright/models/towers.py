@@ -7,7 +7,7 @@ Reads checkpoint folders in open_clip's form (`open_clip_config.json` beside
 
 Every other file computes embeddings through `encode_image`, `encode_text`, `embed_with_patches` and
 `dense_features`: they take images of any size that the tower can (`image_sizes.py`), leave out work
-that cannot reach the output (`text_groups.py`) and never normalise.
+that cannot reach the output (`text_groups.py`, `pooled_position.py`) and never normalise.
 
 Shapes: B pictures, H and W pixels, h and w tokens down and across, D features of a token,
 L context length, K kept patches, E embedding.
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from capwright.core.errors import CapwrightError
-from capwright.models import text_groups
+from capwright.models import pooled_position, text_groups
 from capwright.models.image_sizes import allow_any_size, at_size
 
 CONFIG_FILE = "open_clip_config.json"
@@ -213,6 +213,8 @@ def encode_image(model: Any, images_B3HW: Tensor) -> Tensor:
     """Embed pictures, [B, E], not normalised; inside `kept_tokens` from the kept patches alone."""
     visual = getattr(model, "visual", model)
     with at_size(visual, *images_B3HW.shape[-2:]):
+        if pooled_position.pools_class_token(visual):
+            return pooled_position.embed_by_class_token(visual, images_B3HW)
         embedded = visual(_in_order(images_B3HW))
     image_BE: Tensor = embedded[0] if isinstance(embedded, tuple) else embedded  # CoCa adds tokens
     return image_BE
