@@ -16,8 +16,9 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from capwright.dense.layerwise import layered_parameters as layered_parameters
 from capwright.models import towers
 from capwright.pretrain.checkpoint import STATE_FILE
 
@@ -70,44 +71,6 @@ class Encoder:
 def batched(items: Any, size: int) -> Iterator[Any]:
     """Slices of `size` items of a sequence or an array."""
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def layered_parameters(
-    visual: nn.Module, *, learning_rate: float, decay: float, weight_decay: float
-) -> list[dict[str, Any]]:
-    """Parameter groups whose learning rate falls by `decay` per block from the top.
-
-    Follows the order of the parameters: what comes before the first block belongs to the stem,
-    what comes after the last one to the top. Norms and biases get no weight decay.
-    """
-    blocks = _block_numbers([name for name, _ in visual.named_parameters()])
-    top = max(blocks.values(), default=0)
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in visual.named_parameters():
-        groups.setdefault((blocks[name], parameter.ndim > 1), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": learning_rate * decay ** (top - block),
-            "weight_decay": weight_decay if matrix else 0.0,
-        }
-        for (block, matrix), parameters in groups.items()
-    ]
-
-
-def _block_numbers(names: Sequence[str]) -> dict[str, int]:
-    """Name to depth: stem 0, block i is i + 1, everything after the blocks one more."""
-    numbers: dict[str, int] = {}
-    deepest = -1
-    for name in names:
-        parts = name.split(".")
-        where = next((i for i, part in enumerate(parts) if part in ("blocks", "resblocks")), None)
-        if where is not None:
-            numbers[name] = int(parts[where + 1]) + 1
-            deepest = max(deepest, numbers[name])
-        else:
-            numbers[name] = 0 if deepest < 0 else deepest + 1
-    return numbers
 
 
 def load_encoder(
