@@ -70,22 +70,25 @@ def choose(config: DemoConfig) -> None:
 
 
 def pretrain(config: DemoConfig, arm: str) -> None:
-    """Pretrain one arm; arms differ in their captions (or, for mae, in the objective) alone."""
+    """Pretrain one arm."""
+    engine.run(pretrain_plan(config, arm))
+
+
+def pretrain_plan(config: DemoConfig, arm: str) -> PretrainConfig:
+    """Arms differ in their captions (or, for mae, in the objective) alone."""
     sources = {
         "quality": CaptionSource(name="selected", folder=config.work / "captions" / "select"),
         "oracle": CaptionSource(name="oracle", folder=config.out / "scenes" / "train" / "oracle"),
     }
-    engine.run(
-        PretrainConfig(
-            out=config.out / "arms" / arm,
-            work=config.work,
-            captions=(sources.get(arm, CaptionSource(name="alt")),),
-            objectives={"masked_autoencoder" if arm == "mae" else "contrastive": 1.0},
-            samples=config.samples,
-            warmup_samples=config.samples // 15,
-            batch_size=config.batch,
-            seed=config.seed,
-        )
+    return PretrainConfig(
+        out=config.out / "arms" / arm,
+        work=config.work,
+        captions=(sources.get(arm, CaptionSource(name="alt")),),
+        objectives={"masked_autoencoder" if arm == "mae" else "contrastive": 1.0},
+        samples=config.samples,
+        warmup_samples=config.samples // 15,
+        batch_size=config.batch,
+        seed=config.seed,
     )
 
 

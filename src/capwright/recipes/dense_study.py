@@ -1,0 +1,258 @@
+"""What the dense suite sees in the demo's encoders: segmentation from words, and transfer.
+
+Pretrains the demo's arms (alt text, Capwright's captions; fresh weights are the control) with
+several seeds on the same scenes, or takes the scenes, the captions and the first seed from the
+folder of a demo. Every checkpoint then segments the scenes from words by every training-free
+method, and is transferred to segmentation, depth, detection and surface normals with growing
+fractions of the labelled scenes.
+
+    python -m capwright.recipes.dense_study --out runs/dense [--demo runs/demo]
+
+Reads nothing but the cut-outs (or the demo). Writes OUT/demo, OUT/arms/ARM/SEED,
+OUT/cells/TASK/ARM/SEED and OUT/results.json, OUT/results.md with the curves beside it. A cell
+(task, arm, seed) whose numbers are there is skipped, so a killed study goes on.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from capwright.core.config import as_dict, override
+from capwright.core.errors import CapwrightError
+from capwright.core.files import atomic_path, read_json, write_json
+from capwright.core.processes import fresh_processes
+from capwright.core.run_folder import claim, versions
+from capwright.evaluate.results import Result, read_results
+from capwright.recipes import dense_table
+from capwright.recipes.demo import DemoConfig
+
+ARMS = ("alt", "quality", "scratch")
+SCRATCH = "scratch"  # fresh weights
+TRAINING_FREE = "training-free"
+TASKS = (TRAINING_FREE,)
+SPLIT = "seen"  # of the demo, for tests; heads learn from `probe`
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseStudyConfig:
+    """The dials of the study."""
+
+    out: Path
+    """Folder to write."""
+    demo: Path | None = None
+    """Folder of a demo, whose scenes, captions and encoders are taken; None makes OUT/demo."""
+    tasks: tuple[str, ...] = TASKS
+    """What is measured."""
+    arms: tuple[str, ...] = ARMS
+    """Of the demo."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of pretraining and of the heads; the scenes and the captions are the same."""
+    fractions: tuple[float, ...] = (0.05, 0.2, 1.0)
+    """Of the labelled scenes."""
+    cutouts: Path | None = None
+    """RGBA pictures with captions; None fetches the default ones."""
+    per_class: int = 11
+    """Cut-outs a class, a quarter of them held out."""
+    pictures: int = 8000
+    """Scenes that are captioned and trained on."""
+    labelled: int = 500
+    """Scenes with labels that heads learn from."""
+    tested: int = 300
+    """Scenes that all is tested on."""
+    samples: int = 76_800
+    """Samples that an encoder sees."""
+    batch: int = 256
+    """Samples of a step."""
+    quick: bool = False
+    """A shorter captioner, for tests."""
+    workers: int = 2
+    """Cells at once, a processor core each."""
+
+    def __post_init__(self) -> None:
+        for kind, chosen, allowed in (("task", self.tasks, TASKS), ("arm", self.arms, ARMS)):
+            unknown = [name for name in chosen if name not in allowed]
+            if unknown:
+                raise CapwrightError(
+                    f"{kind} {unknown[0]!r} is unknown: allowed are {', '.join(allowed)}"
+                )
+
+    @property
+    def scenes(self) -> DemoConfig:
+        """The demo whose scenes and captions are used; CapwrightError where there is none."""
+        if self.demo is not None:
+            plan = read_json(self.demo / "manifest.json").get("plan", {})
+            known = {field.name for field in fields(DemoConfig)} - {"out", "arms", "cutouts"}
+            if set(plan) != known:
+                raise CapwrightError(
+                    f"{self.demo} holds no demo of this version: give the folder that "
+                    "`capwright demo --out` wrote"
+                )
+            return DemoConfig(out=self.demo, **plan)
+        return DemoConfig(
+            out=self.out / "demo", cutouts=self.cutouts, per_class=self.per_class,
+            pictures=self.pictures, labelled=self.labelled, tested=self.tested,
+            samples=self.samples, batch=self.batch, quick=self.quick,
+        )  # fmt: skip
+
+    def encoder(self, arm: str, seed: int) -> Path | None:
+        """Run folder of an arm's pretraining; None for fresh weights."""
+        if arm == SCRATCH:
+            return None
+        demo = self.scenes
+        own = demo.out / "arms" / arm
+        if self.demo is not None and seed == demo.seed and (own / "summary.json").exists():
+            return own
+        return self.out / "arms" / arm / str(seed)
+
+    def plan(self) -> dict[str, Any]:
+        """What the folder is bound to: tasks, arms, seeds and fractions can be added."""
+        return {"demo": {k: v for k, v in self.scenes.plan().items() if k != "out"}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One task of one encoder."""
+
+    task: str
+    arm: str
+    seed: int
+
+    def folder(self, config: DenseStudyConfig) -> Path:
+        """Where its numbers lie."""
+        return config.out / "cells" / self.task / self.arm / str(self.seed)
+
+
+def run(config: DenseStudyConfig) -> dict[str, Any]:
+    """Measure every cell that is missing; returns what is in OUT/results.json."""
+    claim(config.out, config.plan())
+    prepare(config)
+    pairs = [(arm, seed) for seed in config.seeds for arm in config.arms]
+    each(config, pretrain, [pair for pair in pairs if pair[0] != SCRATCH])
+    each(
+        config,
+        measure,
+        [Cell(task=task, arm=arm, seed=seed) for task in config.tasks for arm, seed in pairs],
+    )
+    return write_results(config)
+
+
+def prepare(config: DenseStudyConfig) -> None:
+    """Scenes, captions and decoded pictures, as the demo makes them."""
+    from capwright.captions.runner import missing_shards, stage_folder
+    from capwright.corpus.index import load_index
+    from capwright.corpus.pictures import load_pixels
+    from capwright.recipes import demo_steps
+
+    demo = config.scenes
+    demo_steps.scenes(demo)
+    if missing_shards(demo.work, stage_folder(demo.work, "select")):
+        demo_steps.describe(demo)
+        demo_steps.choose(demo)
+    load_pixels(load_index(demo.work), size=64, cache=demo.work / "pixels")
+
+
+def each(config: DenseStudyConfig, do: Callable[..., None], items: Sequence[Any]) -> None:
+    """`do(config, item)` for every item, `workers` at a time."""
+    if config.workers == 1:
+        for item in items:
+            do(config, item)
+        return
+    with fresh_processes(config.workers) as pool:
+        list(pool.map(partial(_alone, do, config), items))
+
+
+def _alone(do: Callable[..., None], config: DenseStudyConfig, item: Any) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    do(config, item)
+
+
+def pretrain(config: DenseStudyConfig, pair: tuple[str, int]) -> None:
+    """Pretrain an arm as the demo does, with another seed."""
+    from capwright.pretrain import engine
+    from capwright.recipes import demo_steps
+
+    arm, seed = pair
+    folder = config.encoder(arm, seed)
+    assert folder is not None
+    if not (folder / "summary.json").exists():
+        engine.run(replace(demo_steps.pretrain_plan(config.scenes, arm), out=folder, seed=seed))
+
+
+def measure(config: DenseStudyConfig, cell: Cell) -> None:
+    """Measure a cell, unless it is done."""
+    training_free(config, cell)
+
+
+def training_free(config: DenseStudyConfig, cell: Cell) -> None:
+    """Every method under both protocols."""
+    from capwright.evaluate import training_free as stage
+
+    out = cell.folder(config) / "results.json"
+    if not out.exists():
+        stage.run(
+            stage.TrainingFreeConfig(
+                checkpoint=config.encoder(cell.arm, cell.seed),
+                data=config.scenes.out / "work" / SPLIT,
+                out=out,
+                label=f"scenes-{SPLIT}",
+                seed=cell.seed,
+            )
+        )
+
+
+def write_results(config: DenseStudyConfig) -> dict[str, Any]:
+    """results.json and results.md of the cells that are there."""
+    cells = [
+        {"task": file.parts[-4], "arm": file.parts[-3], "seed": int(file.parts[-2]), **_cell(row)}
+        for file in sorted((config.out / "cells").glob("*/*/*/results.json"))
+        for row in read_results(file)
+    ]
+    transfer = dense_table.transfer(cells)
+    found = {
+        "training_free": dense_table.training_free(cells),
+        "transfer": transfer,
+        "fewer_labels": dense_table.fewer_labels(transfer),
+        "cells": cells,
+        "config": as_dict(config),
+        "versions": versions(),
+        "processors": os.cpu_count(),
+    }
+    write_json(config.out / "results.json", found)
+    with atomic_path(config.out / "results.md") as temporary:
+        temporary.write_text(dense_table.markdown(found), encoding="utf-8")
+    return found
+
+
+def _cell(row: Result) -> dict[str, Any]:
+    """What the tables need of a result."""
+    kept = {name: row.options[name] for name in ("method", "fraction") if name in row.options}
+    metrics = {name: number for name, number in row.metrics.items() if "/" not in name}
+    protocol = f"{row.protocol.name}/{row.protocol.version}"
+    return {"protocol": protocol, **kept, "metrics": metrics}
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--demo", type=click.Path(path_type=Path), help="Folder of a demo to start from.")
+@click.option("--cutouts", type=click.Path(path_type=Path), help="Your own RGBA cut-outs.")
+@click.option("--set", "settings", multiple=True, metavar="A.B=VALUE", help="Change a field.")
+def command(out: Path, demo: Path | None, cutouts: Path | None, settings: tuple[str, ...]) -> None:
+    """Measure what the dense suite sees in the demo's encoders."""
+    found = run(override(DenseStudyConfig(out=out, demo=demo, cutouts=cutouts), settings))
+    click.echo(dense_table.markdown(found))
+    click.echo(json.dumps({"cells": len(found["cells"])}))
+
+
+if __name__ == "__main__":
+    # classes of __main__ have another name in worker processes
+    from capwright.recipes.dense_study import command as main
+
+    main()
