@@ -9,10 +9,10 @@ from capwright.datasets.sets import DepthItem, DepthSet, NormalsItem, NormalsSet
 
 
 def picture(number: int, height: int, width: int) -> Image.Image:
-    """Noise in blocks of 4 pixels."""
+    """Noise in blocks of 16 pixels."""
     rng = np.random.default_rng(number)
-    blocks = rng.integers(0, 256, (-(-height // 4), -(-width // 4), 3), np.uint8)
-    return Image.fromarray(np.kron(blocks, np.ones((4, 4, 1), np.uint8))[:height, :width])
+    blocks = rng.integers(0, 256, (-(-height // 16), -(-width // 16), 3), np.uint8)
+    return Image.fromarray(np.kron(blocks, np.ones((16, 16, 1), np.uint8))[:height, :width])
 
 
 def depth_of(image: Image.Image) -> np.ndarray:

@@ -130,7 +130,8 @@ def test_the_loss_is_silog_over_pixels_between_the_caps_and_reaches_the_head(hea
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
     learner = PixelLearner(model, quantity(chosen, caps), ViewSettings(cut=(32, 48), strip=0.5))
-    loss = learner.loss([pictures[n] for n in range(3)], np.random.default_rng(0))
+    draws = np.random.default_rng(0)
+    loss = learner.loss([learner.view(pictures[n], draws) for n in range(3)], draws)
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.head.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.backbone.parameters())
@@ -146,5 +147,6 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         scoring(settings(least_m=10.0, most_m=5), pictures)
     caps = scoring(settings(), pictures)
     learner = PixelLearner(Oracle(), quantity(settings(), caps), ViewSettings())  # type: ignore[arg-type]
+    draws = np.random.default_rng(0)
     with pytest.raises(CapwrightError, match="pictures of 2 sizes"):
-        learner.loss([pictures[1], pictures[2]], np.random.default_rng(0))
+        learner.loss([learner.view(pictures[n], draws) for n in (1, 2)], draws)

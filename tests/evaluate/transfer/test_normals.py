@@ -119,7 +119,8 @@ def test_a_step_reaches_the_head_and_not_a_frozen_encoder(head: Any) -> None:
     backbone.freeze()
     model = build(backbone, NormalsSettings(head=head, width=8))
     learner = PixelLearner(model, QUANTITY, ViewSettings(cut=(32, 40)))
-    learner.loss([pictures[0], pictures[1]], np.random.default_rng(0)).backward()
+    draws = np.random.default_rng(0)
+    learner.loss([learner.view(pictures[n], draws) for n in (0, 1)], draws).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.head.parameters())
     assert all(p.grad is None for p in backbone.parameters())
 

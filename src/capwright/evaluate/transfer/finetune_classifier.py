@@ -67,24 +67,36 @@ class Classifier(nn.Module):
         return logits
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassifierView:
+    """An item to (pixels uint8 [3, S, S], label); runs in the workers that read."""
+
+    pictures: ClassificationSet
+    settings: FineTuning
+    size: int  # S
+
+    def __call__(self, item: ClassificationItem, draws: np.random.Generator) -> tuple[Tensor, int]:
+        """A random crop, by the draws."""
+        check_label(item, self.pictures)
+        return random_view(item.image, self.settings, self.size, draws), item.label
+
+
 class ClassifierLearner:
-    """What a training loop needs: a module and a loss of items."""
+    """What the training loop needs (loop.Learner), with the view of an item."""
 
     def __init__(
         self, model: Classifier, pictures: ClassificationSet, settings: FineTuning, size: int
     ) -> None:
-        self.module = model
-        self.pictures, self.settings, self.size = pictures, settings, size
+        self.module, self.settings = model, settings
+        self.classes = len(pictures.classes)
+        self.view = ClassifierView(pictures=pictures, settings=settings, size=size)
 
-    def loss(self, items: Sequence[ClassificationItem], draws: np.random.Generator) -> Tensor:
-        """Scalar loss of a view of each item."""
-        for item in items:
-            check_label(item, self.pictures)
-        views = [random_view(item.image, self.settings, self.size, draws) for item in items]
+    def loss(self, items: Sequence[tuple[Tensor, int]], draws: np.random.Generator) -> Tensor:
+        """Scalar loss of what `view` made of each item."""
+        pixels, labels = zip(*items, strict=True)
         device = next(self.module.parameters()).device
-        images_B3SS = self.module.backbone.normalised(torch.stack(views).to(device))
-        labels_B = torch.tensor([item.label for item in items], device=device)
-        targets_BK = F.one_hot(labels_B, len(self.pictures.classes)).to(images_B3SS.dtype)
+        images_B3SS = self.module.backbone.normalised(torch.stack(pixels).to(device))
+        targets_BK = F.one_hot(torch.tensor(labels, device=device), self.classes).float()
         if self.settings.mixup:
             share = float(draws.beta(self.settings.mixup, self.settings.mixup))
             images_B3SS, targets_BK = (mixed(each, share) for each in (images_B3SS, targets_BK))

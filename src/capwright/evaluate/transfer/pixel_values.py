@@ -58,23 +58,34 @@ class ReadOut:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PixelView:
+    """An item to (pixels 0 to 1 [3, H, W], label [C, H, W]); runs in the workers that read."""
+
+    label: Callable[[Any], NDArray[np.float32]]
+    settings: ViewSettings
+    mirror: tuple[float, ...]
+    most: float
+
+    def __call__(self, item: Any, draws: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """A view, by the draws."""
+        return learning_view(
+            item.image, self.label(item), self.settings, self.mirror, draws, self.most
+        )
+
+
 class PixelLearner:
-    """What a training loop needs: a module, a loss of items, and groups of parameters."""
+    """What the training loop needs (loop.Learner), with the view of an item."""
 
     def __init__(self, model: PixelModel, quantity: Quantity, views: ViewSettings) -> None:
-        self.module = model
-        self.quantity, self.views = quantity, views
+        self.module, self.quantity = model, quantity
+        self.view = PixelView(
+            label=quantity.label, settings=views, mirror=quantity.mirror, most=quantity.most
+        )
 
-    def loss(self, items: Sequence[Any], draws: np.random.Generator) -> Tensor:
-        """Scalar loss of a view of each item."""
-        quantity = self.quantity
-        views = [
-            learning_view(
-                item.image, quantity.label(item), self.views, quantity.mirror, draws, quantity.most
-            )
-            for item in items
-        ]
-        sizes = {tuple(label.shape[1:]) for _, label in views}
+    def loss(self, items: Sequence[tuple[Tensor, Tensor]], draws: np.random.Generator) -> Tensor:
+        """Scalar loss of what `view` made of each item."""
+        sizes = {tuple(label.shape[1:]) for _, label in items}
         if len(sizes) > 1:
             raise CapwrightError(
                 f"pictures of {len(sizes)} sizes cannot be learned together: set the size of the "
@@ -82,10 +93,10 @@ class PixelLearner:
             )
         device = next(self.module.parameters()).device
         pixels_B3HW, labels_BCHW = (
-            torch.stack(part).to(device) for part in zip(*views, strict=True)
+            torch.stack(part).to(device) for part in zip(*items, strict=True)
         )
         answers_BCHW = self.module(self.module.backbone.normalised(pixels_B3HW))
-        return quantity.loss(answers_BCHW.float(), labels_BCHW)
+        return self.quantity.loss(answers_BCHW.float(), labels_BCHW)
 
 
 def answers(
