@@ -13,8 +13,10 @@ again over ten million rows.
 import importlib
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -162,7 +164,9 @@ def index_shards(work: Path) -> list[str]:
 
 def load_index(work: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """The whole index, shards sorted by name; raises CapwrightError where there is none."""
-    return pa.concat_tables([load_shard(work, name, columns) for name in index_shards(work)])
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        shards = threads.map(lambda name: load_shard(work, name, columns), index_shards(work))
+        return pa.concat_tables(list(shards))
 
 
 def load_shard(work: Path, shard: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -6,8 +6,11 @@ and the reason. `box` is the region that a caption is about, as fractions (left,
 of the picture's width and height, or null for the whole picture.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -92,7 +95,12 @@ def captions_of(
 ) -> list[list[str]]:
     """`join_captions` as Python lists, one for each row of the index."""
     joined: list[list[str]] = []
-    for part in _parts(index, folder, sources, None):  # a shard at once: less memory
+    parts = (
+        [_alt_texts(index)]
+        if folder is None
+        else (_part(folder, sources, None, *run) for run in _runs(index))
+    )
+    for part in parts:  # a shard at once: less memory
         texts, bounds = part.texts.to_pylist(), part.bounds_N1.tolist()
         joined += [texts[start:end] for start, end in pairwise(bounds)]
     return joined
@@ -129,7 +137,11 @@ def join_captions(
     The join is per shard, since keys are unique within a shard only. Captions without words count
     as none. Raises CapwrightError where a shard or the column is missing.
     """
-    parts = list(_parts(index, folder, sources, score))
+    if folder is None:
+        return _alt_texts(index)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        of_shard = partial(_part, folder, sources, score)
+        parts = list(threads.map(lambda run: of_shard(*run), _runs(index)))
     scores = [part.scores for part in parts if part.scores is not None]
     return JoinedCaptions(
         texts=pa.concat_arrays([pa.array([], pa.large_string()), *(part.texts for part in parts)]),
@@ -138,27 +150,23 @@ def join_captions(
     )
 
 
-def _parts(
-    index: pa.Table, folder: Path | None, sources: Sequence[str] | None, score: str | None
-) -> Iterator[JoinedCaptions]:
-    """Captions of the index's rows: of one shard after the other, or all alt texts."""
-    if folder is None:
-        yield _alt_texts(index)
-        return
-    for shard, keys in _runs(index):
-        table = _kept(folder, shard, sources, score)
-        row = pc.index_in(table["key"], value_set=keys).combine_chunks()
-        if row.null_count:  # captions of pictures that the index does not have
-            table, row = table.filter(row.is_valid()), row.drop_null()
-        row_K = row.to_numpy().astype(np.int64)
-        if (np.diff(row_K) < 0).any():
-            order_K = np.argsort(row_K, kind="stable")
-            table, row_K = table.take(order_K), row_K[order_K]
-        yield JoinedCaptions(
-            texts=table["text"].cast(pa.large_string()).combine_chunks(),
-            bounds_N1=_bounds([np.bincount(row_K, minlength=len(keys))]),
-            scores=None if score is None else table[score].cast(pa.float64()).to_numpy(),
-        )
+def _part(
+    folder: Path, sources: Sequence[str] | None, score: str | None, shard: str, keys: pa.Array
+) -> JoinedCaptions:
+    """Captions of the rows of one shard, which have these keys."""
+    table = _kept(folder, shard, sources, score)
+    row = pc.index_in(table["key"], value_set=keys).combine_chunks()
+    if row.null_count:  # captions of pictures that the index does not have
+        table, row = table.filter(row.is_valid()), row.drop_null()
+    row_K = row.to_numpy().astype(np.int64)
+    if (np.diff(row_K) < 0).any():
+        order_K = np.argsort(row_K, kind="stable")
+        table, row_K = table.take(order_K), row_K[order_K]
+    return JoinedCaptions(
+        texts=table["text"].cast(pa.large_string()).combine_chunks(),
+        bounds_N1=_bounds([np.bincount(row_K, minlength=len(keys))]),
+        scores=None if score is None else table[score].cast(pa.float64()).to_numpy(),
+    )
 
 
 def _kept(folder: Path, shard: str, sources: Sequence[str] | None, score: str | None) -> pa.Table:
