@@ -153,6 +153,15 @@ def test_another_plan_has_vectors_of_its_own(
     assert (first_ND.shape[1], other_ND.shape[1]) == (16, 12)
 
 
+def test_without_a_size_pictures_have_the_encoders_own(
+    backbone: Backbone, pictures: ClassificationSet, tmp_path: Path
+) -> None:
+    said_ND, _ = VectorStore(backbone, pictures, tmp_path, PLAN, source="train")(range(9))
+    own = VectorStore(backbone, pictures, tmp_path, VectorPlan(), source="train")
+    assert len(list(tmp_path.glob("*/vectors.npy"))) == 1  # the same ones
+    torch.testing.assert_close(own(range(9))[0], said_ND)
+
+
 def test_splits_whose_pictures_have_the_same_names_are_kept_apart(
     backbone: Backbone, tmp_path: Path
 ) -> None:
@@ -168,7 +177,7 @@ def test_splits_whose_pictures_have_the_same_names_are_kept_apart(
 def test_bad_input_is_said(backbone: Backbone, pictures: ClassificationSet, tmp_path: Path) -> None:
     with pytest.raises(CapwrightError, match="vectors of kind 'logits'"):
         VectorPlan(kind="logits")  # type: ignore[arg-type]
-    with pytest.raises(CapwrightError, match=r"from 1.5 of a picture"):
+    with pytest.raises(CapwrightError, match=r"from 1.5 of a picture at 0 pixels"):
         VectorPlan(crop_share=1.5)
     fewer = ClassificationSet(
         name="toys", keys=pictures.keys, read=pictures.read, classes=pictures.classes[:2]

@@ -116,7 +116,7 @@ def classifier_scores(
     def ready(number: int) -> tuple[Tensor, int]:
         item = pictures[number]
         check_label(item, pictures)
-        return prepared(item.image, plan.image_size, plan.crop_share), item.label
+        return prepared(item.image, plan.side(model.backbone), plan.crop_share), item.label
 
     logits: list[Tensor] = []
     labels: list[int] = []

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from capwright.core.errors import CapwrightError
 from capwright.datasets.sets import DepthItem, DepthSet
-from capwright.dense.backbone import Backbone
+from capwright.dense.backbone import Backbone, Depths
 from capwright.dense.depth_head import DeconvDepth, GlpDepth
 from capwright.dense.linear_heads import LinearDepth
 from capwright.dense.losses import silog_loss
@@ -49,6 +49,7 @@ class DepthSettings:
     """The head, the loss, what is done to pictures and how they are scored."""
 
     head: Literal["glp", "deconv", "linear"] = "glp"
+    depths: Depths = "last"  # which maps of a plain encoder `glp` sees: ViTDet's, or "spread"
     width: int = 64  # channels of the decoder
     pyramid_width: int = 256  # channels of the pyramid below `glp`
     bins: int = 256  # of `linear`

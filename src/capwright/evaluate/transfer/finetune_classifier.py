@@ -55,7 +55,7 @@ class Classifier(nn.Module):
         self.backbone, self.kind = backbone, kind
         side = backbone.image_size
         with torch.no_grad():
-            blank = torch.zeros(1, 3, side, side)
+            blank = torch.zeros(1, 3, side, side, device=next(backbone.parameters()).device)
             features = vectors(backbone.eval(), blank, kind).shape[1]
         self.predict = nn.Linear(features, classes)
         nn.init.normal_(self.predict.weight, std=0.01)

@@ -13,7 +13,7 @@ Shapes: N pictures of the set, M asked for, B batch, S side, D features.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,16 +49,21 @@ class VectorPlan:
     """What a picture's vector depends on, beside the picture."""
 
     kind: Kind = "penultimate"
-    image_size: int = 224  # S
+    image_size: int = 0  # S; 0: the encoder's own
     crop_share: float = 1.0  # the centre cut out is this share of the shorter side
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS or not 0 < self.crop_share <= 1:
+        if self.kind not in KINDS or self.image_size < 0 or not 0 < self.crop_share <= 1:
             raise CapwrightError(
-                f"vectors of kind {self.kind!r} from {self.crop_share} of a picture: kinds are "
-                f"{', '.join(KINDS)}, the share is above 0 and at most 1"
+                f"vectors of kind {self.kind!r} from {self.crop_share} of a picture at "
+                f"{self.image_size} pixels: kinds are {', '.join(KINDS)}, the share is above 0 and "
+                "at most 1, the size at least 0 (the encoder's own)"
             )
+
+    def side(self, backbone: Backbone) -> int:
+        """S for this encoder."""
+        return self.image_size or backbone.image_size
 
 
 class VectorStore:
@@ -84,7 +89,7 @@ class VectorStore:
             "dataset": pictures.name,
             "source": source,
             "pictures": digest(pictures.keys),
-            "vectors": plan,
+            "vectors": replace(plan, image_size=plan.side(backbone)),
         }
         self.folder = folder / digest(recorded)
         run_folder.claim(self.folder, recorded)
@@ -124,7 +129,8 @@ class VectorStore:
     def _prepared(self, number: int) -> tuple[Tensor, int]:
         item = self.pictures[number]
         check_label(item, self.pictures)
-        return prepared(item.image, self.plan.image_size, self.plan.crop_share), item.label
+        side = self.plan.side(self.backbone)
+        return prepared(item.image, side, self.plan.crop_share), item.label
 
     @torch.no_grad()
     def _vectors(self, pixels_B3SS: Tensor) -> NDArray[np.float32]:
@@ -138,7 +144,7 @@ class VectorStore:
         paths = self.folder / "vectors.npy", self.folder / "labels.npy"
         count = len(self.pictures)
         if not all(path.is_file() for path in paths):
-            side = self.plan.image_size
+            side = self.plan.side(self.backbone)
             features = self._vectors(torch.zeros(1, 3, side, side, dtype=torch.uint8)).shape[1]
             _create(paths[0], np.dtype(np.float32), (count, features), 0)
             _create(paths[1], np.dtype(np.int64), (count,), ABSENT)
