@@ -48,7 +48,7 @@ def classify(
     ImageNet. Raises CapwrightError for a template without a place or a label without a name.
     """
     weights_KE = class_vectors(
-        embeddings, [[name] for name in pictures.classes], _templates(pictures, templates)
+        embeddings, [[name] for name in pictures.classes], templates_of(pictures, templates)
     )
     labels: list[int] = []
     keys: list[str] = []
@@ -85,8 +85,8 @@ def _chunked_hits(images_NE: Tensor, weights_KE: Tensor, labels_N: Tensor) -> Te
     )
 
 
-def _templates(pictures: ClassificationSet, chosen: Sequence[str]) -> list[str]:
-    """With "{}" for the name."""
+def templates_of(pictures: ClassificationSet, chosen: Sequence[str] = ()) -> list[str]:
+    """`chosen`, or those of the set, or open_clip's 80 of ImageNet; with "{}" for the name."""
     templates = list(chosen or getattr(pictures, "templates", None) or ())
     if not templates:
         templates = [fill("{c}") for fill in open_clip.OPENAI_IMAGENET_TEMPLATES]

@@ -22,14 +22,7 @@ OURS = (
 
 def write(source: Source, folder: Path) -> Written:
     """Write the folder and compare what open_clip makes of it with the checkpoint."""
-    write_json(
-        folder / towers.CONFIG_FILE,
-        {"model_cfg": source.config, "preprocess_cfg": source.preprocess},
-    )
-    weights = {k: v.clone().contiguous() for k, v in source.model.state_dict().items()}
-    save_file(weights, folder / towers.WEIGHTS_FILE)
-    if hasattr(source.tokenizer, "save_pretrained"):
-        source.tokenizer.save_pretrained(folder)
+    store(source, folder)
     model, _, tokenizer = towers.load(folder)
     again = Source(model=model, config=source.config, tokenizer=tokenizer)
     assert again.tokens_BL.equal(source.tokens_BL), f"other tokens of {TEXTS}"
@@ -46,3 +39,15 @@ def write(source: Source, folder: Path) -> Written:
         ),
         notes=(OURS,) if source.image_tower_is_ours else (),
     )
+
+
+def store(source: Source, folder: Path) -> None:
+    """Write the files into the folder, which exists."""
+    write_json(
+        folder / towers.CONFIG_FILE,
+        {"model_cfg": source.config, "preprocess_cfg": source.preprocess},
+    )
+    weights = {k: v.clone().contiguous() for k, v in source.model.state_dict().items()}
+    save_file(weights, folder / towers.WEIGHTS_FILE)
+    if hasattr(source.tokenizer, "save_pretrained"):
+        source.tokenizer.save_pretrained(folder)

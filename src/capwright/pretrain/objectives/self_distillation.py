@@ -33,6 +33,7 @@ from capwright.pretrain import augmentation
 from capwright.pretrain.batch import Batch
 from capwright.pretrain.config import PretrainConfig
 from capwright.pretrain.distributed import Group, mean_over
+from capwright.pretrain.ema import follow
 from capwright.pretrain.objective import BaseObjective, Extra, Features, Request, Terms
 from capwright.pretrain.settings.augmentation import Augmentation
 from capwright.pretrain.settings.self_distillation import SelfDistillationSettings
@@ -180,10 +181,7 @@ class Objective(BaseObjective):
         """Move the teacher towards the student, and the centre towards the batch's mean logits."""
         pairs = ((self.teacher, model.visual), (self.teacher_head, self.head))
         for teacher, student in pairs:
-            for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
-                old.lerp_(new.detach(), 1 - self.settings.momentum)
-            for old, new in zip(teacher.buffers(), student.buffers(), strict=True):
-                old.copy_(new)
+            follow(teacher, student, self.settings.momentum)
         if self._batch_mean_K is not None:
             self.centre_K.lerp_(self._batch_mean_K, 1 - self.settings.centre_momentum)
             self.steps += 1
