@@ -18,21 +18,7 @@ from capwright.evaluate.detection_metrics import (
     average_precision,
     coco_rows,
 )
-
-SIDE, CATEGORIES = 160, (7, 3, 11)  # COCO's ids have gaps and no order; the last one is absent
-
-
-def ellipse(box: np.ndarray) -> np.ndarray:
-    x0, y0, x1, y1 = box
-    y, x = np.mgrid[:SIDE, :SIDE] + 0.5
-    across, down = (2 * x - x0 - x1) / (x1 - x0), (2 * y - y0 - y1) / (y1 - y0)
-    return across**2 + down**2 <= 1
-
-
-def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
-    size = np.exp(rng.uniform(np.log(8), np.log(150), (count, 2)))
-    corner = rng.random((count, 2)) * (SIDE - size)
-    return np.concatenate([corner, corner + size], axis=1)
+from toy_detections import CATEGORIES, SIDE, ellipse, random_boxes
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +90,14 @@ def test_box_and_mask_ap_equal_pycocotools(toys) -> None:
     assert 0.05 < metrics["mask_ap"] < metrics["mask_ap50"] < 1
     assert metrics["box_ap"] != pytest.approx(metrics["mask_ap"], abs=1e-4)
     assert annotations == before
+
+
+def test_an_object_numbered_0_is_found_too(toys) -> None:
+    annotations, _ = toys
+    rows = [dict(row, score=0.5) for row in annotations["annotations"] if not row["iscrowd"]]
+    from_0 = [{**row, "id": row["id"] - 1} for row in annotations["annotations"]]
+    metrics = average_precision({**annotations, "annotations": from_0}, rows, ("box",))
+    assert metrics["box_ap"] == pytest.approx(1)
 
 
 def test_perfect_detections_have_an_ap_of_1(toys) -> None:

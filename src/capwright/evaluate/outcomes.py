@@ -4,15 +4,17 @@ A metric that is a ratio of sums over pictures (a share of hits, a mean of error
 pixels) is stored as the parts and wholes of every picture: it is sum(part) / sum(whole), and the
 mean of that over classes where there are several. Resampling pictures with replacement then gives
 paired bootstrap intervals (Efron 1979): both models are always scored on the same resample.
+Average precision is no such ratio: it keeps the hits in their order (matches.py).
 
 Writes NAME.npz beside the results NAME.json: of row 3 of the results the arrays `3/keys`,
-`3/METRIC/part`, `3/METRIC/whole` and, where a picture counts in one class alone, `3/METRIC/group`.
+`3/METRIC/part`, `3/METRIC/whole` and, where a picture counts in one class alone, `3/METRIC/group`;
+of average precision `3/METRIC/` `picture`, `class`, `state` and `truths`.
 
 Shapes: N pictures, C classes, R resamples.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from capwright.core.errors import CapwrightError
 from capwright.core.files import atomic_path
 from capwright.evaluate.dense_metrics import confusion_matrix
+from capwright.evaluate.matches import Matches
 
 RESAMPLES = 2000
 CHUNK = 50  # resamples in memory at a time
@@ -35,6 +38,17 @@ class Outcome:
     whole: NDArray[Any]
     group_N: NDArray[np.integer] | None = None
 
+    def __post_init__(self) -> None:
+        assert len(self.part) == len(self.whole)
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def reordered(self, order_N: NDArray[np.integer]) -> "Outcome":
+        """The same with picture `order_N[n]` at place n."""
+        group_N = None if self.group_N is None else self.group_N[order_N]
+        return Outcome(part=self.part[order_N], whole=self.whole[order_N], group_N=group_N)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
@@ -42,10 +56,16 @@ class Outcomes:
 
     keys: tuple[str, ...]
     metrics: Mapping[str, Outcome]
+    precisions: Mapping[str, Matches] = field(default_factory=dict)  # metrics that are APs
 
     def __post_init__(self) -> None:
-        for name, outcome in self.metrics.items():
-            assert len(outcome.part) == len(outcome.whole) == len(self.keys), name
+        for name, outcome in self.all.items():
+            assert len(outcome) == len(self.keys), name
+
+    @property
+    def all(self) -> dict[str, Outcome | Matches]:
+        """Both kinds by name."""
+        return {**self.metrics, **self.precisions}
 
 
 def hits(hit_N: NDArray[np.bool_], group_N: NDArray[np.integer] | None = None) -> Outcome:
@@ -101,11 +121,8 @@ def write_outcomes(path: Path, rows: Sequence[Outcomes]) -> None:
     arrays: dict[str, NDArray[Any]] = {}
     for number, row in enumerate(rows):
         arrays[f"{number}/keys"] = np.array(row.keys, np.str_)
-        for name, outcome in row.metrics.items():
-            arrays[f"{number}/{name}/part"] = outcome.part
-            arrays[f"{number}/{name}/whole"] = outcome.whole
-            if outcome.group_N is not None:
-                arrays[f"{number}/{name}/group"] = outcome.group_N
+        for name, outcome in row.all.items():
+            arrays |= {f"{number}/{name}/{part}": a for part, a in _arrays(outcome).items()}
     # a stream, since numpy adds .npz to a name that ends otherwise
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
@@ -126,8 +143,10 @@ def read_outcomes(path: Path) -> dict[int, Outcomes]:
     return {number: _outcomes(arrays, number) for number in numbers}
 
 
-def values(outcome: Outcome, weight_RN: NDArray[np.number]) -> NDArray[np.float64]:
+def values(outcome: Outcome | Matches, weight_RN: NDArray[np.number]) -> NDArray[np.float64]:
     """The metric [R] where picture n counts `weight_RN[r, n]` times; nan where nothing counts."""
+    if isinstance(outcome, Matches):
+        return outcome.values(weight_RN)
     part_RC, whole_RC = (_sums(array, outcome.group_N, weight_RN) for array in _pair(outcome))
     counted_RC = whole_RC > 0
     ratio_RC = np.divide(part_RC, whole_RC, out=np.zeros_like(part_RC), where=counted_RC)
@@ -151,7 +170,7 @@ def difference_interval(
     keys = sorted(runs[0].keys) if runs else []
     if not (first and other and keys):
         return None
-    if any(metric not in run.metrics or sorted(run.keys) != keys for run in runs):
+    if any(metric not in run.all or sorted(run.keys) != keys for run in runs):
         return None
     before, after = ([_in_order(run, metric) for run in side] for side in (first, other))
     found = [
@@ -170,12 +189,10 @@ def _weights(pictures: int, resamples: int, seed: int) -> Iterator[NDArray[np.in
         yield rng.multinomial(pictures, chances, size=min(CHUNK, resamples - start))
 
 
-def _in_order(run: Outcomes, metric: str) -> Outcome:
+def _in_order(run: Outcomes, metric: str) -> Outcome | Matches:
     """A metric with its pictures in the order of their keys."""
     order = np.array(sorted(range(len(run.keys)), key=run.keys.__getitem__))
-    outcome = run.metrics[metric]
-    group_N = None if outcome.group_N is None else outcome.group_N[order]
-    return Outcome(part=outcome.part[order], whole=outcome.whole[order], group_N=group_N)
+    return run.all[metric].reordered(order)
 
 
 def _pair(outcome: Outcome) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -199,12 +216,39 @@ def _mean(arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     return mean
 
 
+def _arrays(outcome: Outcome | Matches) -> dict[str, NDArray[Any]]:
+    if isinstance(outcome, Matches):
+        return {
+            "picture": outcome.picture_D,
+            "class": outcome.class_D,
+            "state": outcome.state_DT,
+            "truths": outcome.truths_NC,
+        }
+    arrays = {"part": outcome.part, "whole": outcome.whole}
+    return arrays if outcome.group_N is None else {**arrays, "group": outcome.group_N}
+
+
 def _outcomes(arrays: Mapping[str, NDArray[Any]], number: int) -> Outcomes:
-    parts = [name for name in arrays if name.startswith(f"{number}/") and name.endswith("/part")]
-    metrics = {}
-    for name in parts:
-        stem = name.removesuffix("/part")
-        metrics[stem.partition("/")[2]] = Outcome(
-            part=arrays[name], whole=arrays[f"{stem}/whole"], group_N=arrays.get(f"{stem}/group")
+    found: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, array in arrays.items():
+        row, _, rest = name.partition("/")
+        metric, _, part = rest.rpartition("/")
+        if row == str(number) and metric:
+            found.setdefault(metric, {})[part] = array
+    precisions = {
+        name: Matches(
+            picture_D=own["picture"],
+            class_D=own["class"],
+            state_DT=own["state"],
+            truths_NC=own["truths"],
         )
-    return Outcomes(keys=tuple(arrays[f"{number}/keys"].tolist()), metrics=metrics)
+        for name, own in found.items()
+        if "state" in own
+    }
+    metrics = {
+        name: Outcome(part=own["part"], whole=own["whole"], group_N=own.get("group"))
+        for name, own in found.items()
+        if "part" in own
+    }
+    keys = tuple(arrays[f"{number}/keys"].tolist())
+    return Outcomes(keys=keys, metrics=metrics, precisions=precisions)
