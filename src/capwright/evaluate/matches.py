@@ -49,41 +49,46 @@ class Matches:
 
     def values(self, weight_RN: NDArray[np.number]) -> NDArray[np.float64]:
         """AP [R] where picture n counts `weight_RN[r, n]` times; nan without any truth."""
-        truths_RC = weight_RN.astype(np.float64) @ self.truths_NC.astype(np.float64)
+        weight_NR = np.ascontiguousarray(weight_RN.T, np.float64)
+        truths_CR = self.truths_NC.T.astype(np.float64) @ weight_NR
         sum_R = np.zeros(len(weight_RN))
-        for number, chosen in self._classes():
-            truths_R = truths_RC[:, number]
-            if not truths_R.any():
-                continue
-            weight_RD = weight_RN[:, self.picture_D[chosen]].astype(np.float64)
+        for truths_R, chosen in zip(truths_CR, self._classes(), strict=True):
+            weight_DR = weight_NR[self.picture_D[chosen]]
+            so_far_DR = weight_DR.cumsum(axis=0)
             for state_D in self.state_DT[chosen].T:
-                sum_R += np.where(truths_R > 0, _precision(weight_RD, state_D, truths_R), 0.0)
-        counted_R = (truths_RC > 0).sum(axis=1) * self.state_DT.shape[1]
+                ap_R = _precision(weight_DR, so_far_DR, state_D, truths_R)
+                sum_R += np.where(truths_R > 0, ap_R, 0.0)
+        counted_R = (truths_CR > 0).sum(axis=0) * self.state_DT.shape[1]
         return np.where(counted_R > 0, sum_R / np.maximum(counted_R, 1), np.nan)
 
-    def _classes(self) -> Iterator[tuple[int, slice]]:
-        """(class, its detections)."""
+    def _classes(self) -> Iterator[slice]:
+        """The detections of each class."""
         bounds = np.searchsorted(self.class_D, np.arange(self.truths_NC.shape[1] + 1))
-        for number, (start, end) in enumerate(pairwise(bounds.tolist())):
-            yield number, slice(start, end)
+        return (slice(start, end) for start, end in pairwise(bounds.tolist()))
 
 
 def _precision(
-    weight_RD: NDArray[np.float64], state_D: NDArray[np.uint8], truths_R: NDArray[np.float64]
+    weight_DR: NDArray[np.float64],
+    so_far_DR: NDArray[np.float64],
+    state_D: NDArray[np.uint8],
+    truths_R: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """AP [R] of one class at one threshold.
+    """AP [R] of one class at one threshold; `so_far_DR` are the running sums of the weights.
 
     Looks at hits alone: a miss neither raises the recall nor has the highest precision from there.
     """
-    hit_H = np.flatnonzero(state_D == HIT)
+    hit_H, ignored_I = (np.flatnonzero(state_D == state) for state in (HIT, IGNORED))
     if not len(hit_H):
-        return np.zeros(len(weight_RD))
-    hits_RH = weight_RD[:, hit_H].cumsum(axis=1)
-    misses_RH = (weight_RD * (state_D == MISS)).cumsum(axis=1)[:, hit_H]
-    precision_RH = hits_RH / (misses_RH + hits_RH + np.spacing(1))
-    highest_RH = np.maximum.accumulate(precision_RH[:, ::-1], axis=1)[:, ::-1]
-    recall_RH = hits_RH / np.maximum(truths_R, 1)[:, None]
-    reached_RH = np.searchsorted(RECALLS, recall_RH, side="right")  # recalls up to this hit
-    new_RH = np.diff(reached_RH, axis=1, prepend=0)
-    ap_R: NDArray[np.float64] = (highest_RH * new_RH).sum(axis=1) / len(RECALLS)
+        return np.zeros_like(truths_R)
+    hits_HR = weight_DR[hit_H].cumsum(axis=0)
+    counted_HR = so_far_DR[hit_H]
+    if len(ignored_I):
+        ignored_IR = np.pad(weight_DR[ignored_I].cumsum(axis=0), ((1, 0), (0, 0)))
+        counted_HR -= ignored_IR[np.searchsorted(ignored_I, hit_H)]
+    precision_HR = hits_HR / (counted_HR + np.spacing(1))
+    highest_HR = np.maximum.accumulate(precision_HR[::-1], axis=0)[::-1]
+    recall_HR = hits_HR / np.maximum(truths_R, 1)
+    reached_HR = np.searchsorted(RECALLS, recall_HR, side="right")  # recalls up to this hit
+    new_HR = np.diff(reached_HR, axis=0, prepend=0)
+    ap_R: NDArray[np.float64] = (highest_HR * new_HR).sum(axis=0) / len(RECALLS)
     return ap_R
