@@ -26,7 +26,7 @@ from capwright.evaluate.results import Result, mean_interval, parse_results
 
 Format = Literal["text", "markdown", "csv", "html"]
 FORMATS: tuple[Format, ...] = ("text", "markdown", "csv", "html")
-TOLD_APART_BY = ("mode", "method")  # options that a table names beside the task
+TOLD_APART_BY = ("mode", "method", "fraction")  # options that a table names beside the task
 
 
 @dataclass(frozen=True, kw_only=True)

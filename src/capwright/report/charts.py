@@ -175,7 +175,7 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], title: str) -> M
         line = "L".join("{:.1f} {:.1f}".format(*place(x, y)) for x, y in points)
         drawn.append(tag("path", d=f"M{line}", class_=f"line arm-{_class(arm)}"))
         ends[arm] = place(*points[-1])
-    for arm, y in _spread({arm: y for arm, (_, y) in ends.items()}, 13).items():
+    for arm, y in spread({arm: y for arm, (_, y) in ends.items()}, 13).items():
         drawn.append(tag("text", arm, x=ends[arm][0] + 6, y=y, class_="small"))
     return _figure(drawn, bottom + 26, title)
 
@@ -212,14 +212,14 @@ def _short(value: float) -> str:
     return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
 
 
-def _spread(places: Mapping[str, float], gap: float) -> dict[str, float]:
+def spread(places: Mapping[str, float], gap: float) -> dict[str, float]:
     """Move labels down until none is nearer than `gap` to the one above."""
-    spread: dict[str, float] = {}
+    moved: dict[str, float] = {}
     last = -math.inf
     for name, y in sorted(places.items(), key=lambda item: item[1]):
         last = max(y, last + gap)
-        spread[name] = last
-    return spread
+        moved[name] = last
+    return moved
 
 
 def _figure(drawn: Sequence[Markup], height: float, title: str) -> Markup:

@@ -22,7 +22,7 @@ import numpy as np
 
 from capwright import datasets
 from capwright.core.errors import CapwrightError
-from capwright.core.files import read_json, write_json
+from capwright.core.files import write_json
 from capwright.core.run_folder import claim, only_one
 from capwright.datasets import scenes_sets
 from capwright.datasets.sets import (
@@ -143,15 +143,6 @@ def result_files(out: Path) -> list[Path]:
     """Results of all fractions and seeds, in their order."""
     files = out.glob(f"*/*/{RESULT}")
     return sorted(files, key=lambda file: (float(file.parts[-3]), int(file.parts[-2])))
-
-
-def read_summary(out: Path) -> list[dict[str, Any]]:
-    """Rows of OUT/results.json; CapwrightError where there are none."""
-    content = read_json(out / SUMMARY)
-    rows = content.get("summary") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not rows:
-        raise CapwrightError(f"{out / SUMMARY} holds no results of `capwright transfer`")
-    return rows
 
 
 def _measure(one: Run, fraction: float) -> None:
