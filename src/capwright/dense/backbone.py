@@ -12,6 +12,7 @@ norm at every depth.
 Shapes: B pictures, H and W pixels, D features of a level, h and w of its grid, E embedding.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,9 @@ class Backbone(nn.Module):
             self.levels = (count - 1,) if depths == "last" else spread(count)
             shapes = self._shapes()
         self.channels = tuple(depth for depth, _ in shapes)
-        self.strides = tuple(round(image_size / height) for _, height in shapes)
+        steps = [image_size / height for _, height in shapes]
+        # stages halve; at 176 pixels the last of 32 has 5.5 cells, rounded up
+        self.strides = tuple(round(s) if self.plain else 2 ** round(math.log2(s)) for s in steps)
         self.multiple = self.strides[-1]
 
     def forward(self, images_B3HW: Tensor) -> list[Tensor]:
