@@ -3,8 +3,8 @@
     capwright transfer classification imagenet_finetune --checkpoint MODEL --data data/imagenet \\
         --out runs/imagenet_finetune
 
-Hardware: one A100 of 80 GB; untested by us on GPUs. Time, derived and not measured: about 80 hours
-with ViT-B/16. 128 million views of 224 x 224 pixels at 105 GFLOP (three forward passes, by our
+Hardware: one A100 of 80 GB; untested by us on GPUs. Time, derived and not measured: about 73 hours
+with ViT-B/16. 128 million views of 224 x 224 pixels at 98 GFLOP (three forward passes, by our
 count), at 48 TFLOP/s, the pace of MobileCLIP's authors (secondary source). For a tenth of that take
 `--set schedule.steps=25000`.
 

@@ -3,8 +3,8 @@
     capwright transfer classification imagenet_knn --checkpoint MODEL --data data/imagenet \\
         --out runs/imagenet_knn
 
-Hardware: one A100; untested by us on GPUs. Time, derived and not measured: about 0.3 hours with
-ViT-B/16, 1.33 million pictures of 35 GFLOP (one forward pass, by our count) at 48 TFLOP/s, the pace
+Hardware: one A100; untested by us on GPUs. Time, derived and not measured: about 0.25 hours with
+ViT-B/16, 1.33 million pictures of 33 GFLOP (one forward pass, by our count) at 48 TFLOP/s, the pace
 of MobileCLIP's authors (secondary source). To compare them takes a minute.
 
 Published: nothing for CLIP's encoders at hand.

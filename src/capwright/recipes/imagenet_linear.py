@@ -7,9 +7,9 @@
 `imagenet_knn` with the same --out is another plan, so give it another folder.
 
 Hardware: one A100 and 32 GB of memory; untested by us on GPUs. Time, derived and not measured:
-about 0.8 hours with ViT-B/16. 0.3 hours for 1.33 million pictures of 35 GFLOP (one forward pass, by
-our count) at 48 TFLOP/s, the pace of MobileCLIP's authors (secondary source); 0.5 hours for 16 fits
-of 300 evaluations of 3.9 TFLOP at 10 TFLOP/s in float32, a guess.
+about 0.8 hours with ViT-B/16. 0.25 hours for 1.33 million pictures of 33 GFLOP (one forward pass,
+by our count) at 48 TFLOP/s, the pace of MobileCLIP's authors (secondary source); 0.5 hours for 16
+fits of 300 evaluations of 3.9 TFLOP at 10 TFLOP/s in float32, a guess.
 
 Published: CLIP's own tables were not at hand.
 

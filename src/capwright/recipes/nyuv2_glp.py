@@ -12,7 +12,7 @@ forward passes, by our count; the decoder and its pyramid are a fifth), at 48 TF
 MobileCLIP's authors on a GPU of this kind (secondary source). Smaller fractions take as long: the
 steps stay.
 
-Published, ViT-B/16, RMSE in m (third-party translation of MobileCLIP2's tables): MAE 0.383, CLIP
+Published: ViT-B/16, RMSE in m (third-party translation of MobileCLIP2's tables): MAE 0.383, CLIP
 (WIT-400M) 0.416, MobileCLIP2 0.356. Their setup is not published in code; they may train on the
 24,000 pictures of the raw videos, this recipe has the 795 labelled ones: do not compare without a
 run of your own.
