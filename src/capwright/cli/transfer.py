@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 PATH = click.Path(path_type=Path)
-TASKS = ("segmentation", "depth", "normals", "classification")
+TASKS = ("segmentation", "depth", "normals", "classification", "detection")
 
 
 def _numbers(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:

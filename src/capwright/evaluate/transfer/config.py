@@ -13,14 +13,17 @@ from capwright.core.config import as_dict
 from capwright.core.errors import CapwrightError
 from capwright.evaluate.transfer.classification import ClassificationSettings
 from capwright.evaluate.transfer.depth import DepthSettings
+from capwright.evaluate.transfer.detection import DetectionSettings
 from capwright.evaluate.transfer.loop import Schedule
 from capwright.evaluate.transfer.normals import NormalsSettings
 from capwright.evaluate.transfer.segmentation import SegmentationSettings
 from capwright.pretrain.precision import Precision
 
 SCRATCH = "scratch"  # in place of a checkpoint: fresh weights
-Task = Literal["segmentation", "depth", "normals", "classification"]
-TASKS: tuple[Task, ...] = ("segmentation", "depth", "normals", "classification")
+Task = Literal["segmentation", "depth", "normals", "classification", "detection"]
+TASKS: tuple[Task, ...] = (
+    "segmentation", "depth", "normals", "classification", "detection",
+)  # fmt: skip
 
 # how a run goes, never what its numbers are; or what can be added to a folder
 _NOT_OF_THE_PLAN = (
@@ -51,6 +54,7 @@ class TransferConfig:
     depth: DepthSettings = field(default_factory=DepthSettings)
     normals: NormalsSettings = field(default_factory=NormalsSettings)
     classification: ClassificationSettings = field(default_factory=ClassificationSettings)
+    detection: DetectionSettings = field(default_factory=DetectionSettings)
     precision: Precision = "auto"  # of learning
     device: str = "auto"  # auto: a GPU where there is one
     workers: int = 0  # processes that read items while learning

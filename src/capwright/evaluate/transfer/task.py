@@ -28,6 +28,7 @@ from capwright.datasets import scenes_sets
 from capwright.datasets.sets import (
     ClassificationSet,
     DepthSet,
+    DetectionSet,
     LabelledSet,
     NormalsSet,
     SegmentationSet,
@@ -54,11 +55,13 @@ KINDS: Mapping[str, tuple[type[LabelledSet[Any]], str]] = {
     "depth": (DepthSet, "a distance at every pixel, such as nyuv2"),
     "normals": (NormalsSet, "a surface normal at every pixel, such as scenes"),
     "classification": (ClassificationSet, "a class of every picture, such as imagenet"),
+    "detection": (DetectionSet, "boxes and masks, such as coco-instances"),
 }
 SCENES: Mapping[str, Callable[[Path], LabelledSet[Any]]] = {
     "segmentation": scenes_sets.load,
     "depth": scenes_sets.depth,
     "normals": scenes_sets.normals,
+    "detection": scenes_sets.detection,
 }
 
 

@@ -8,6 +8,7 @@ from capwright.evaluate.results import Protocol
 from capwright.evaluate.transfer import (
     classification,
     depth,
+    detection,
     nearest_patches,
     normals,
     segmentation,
@@ -95,6 +96,20 @@ def classify(run: Run) -> dict[str, Measured]:
     return found
 
 
+def detect(run: Run) -> dict[str, Measured]:
+    """Boxes and masks by Mask R-CNN."""
+    settings, train = run.config.detection, run.train
+    for test in run.tests.values():
+        detection.require_same_classes(train, test)
+    detection.require_objects(train, run.numbers)
+    backbone = run.backbone()
+    with run.seeded():
+        model = detection.build(backbone, settings, len(train.classes))
+    learner = detection.DetectionLearner(model, settings, len(train.classes))
+    run.fit(learner, learner.view)
+    return run.each_split(lambda test, chosen: detection.measure(model, test, chosen, settings))
+
+
 def _store(run: Run, backbone: Backbone, pictures: ClassificationSet, split: str) -> VectorStore:
     fresh = f", weights of seed {run.seed}" if run.config.checkpoint == SCRATCH else ""
     settings = run.config.classification
@@ -113,4 +128,5 @@ TASKS: Mapping[str, tuple[Protocol, Callable[[Run], dict[str, Measured]]]] = {
     "depth": (depth.PROTOCOL, predict_depth),
     "normals": (normals.PROTOCOL, predict_normals),
     "classification": (classification.PROTOCOL, classify),
+    "detection": (detection.PROTOCOL, detect),
 }
