@@ -15,6 +15,7 @@ relative path alone, so adding a cut-out moves at most one other across the line
 import hashlib
 import json
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -104,6 +105,35 @@ def load_cutouts(folder: Path | None, per_class: int | None = None) -> CutoutSet
         chosen = {path for ranked in _ranked(cutouts) for path in ranked[:per_class]}
         left_out["over the limit of the class"] += len(cutouts) - len(chosen)
         cutouts = tuple(cutout for cutout in cutouts if cutout.path in chosen)
+    return _cutout_set(cutouts, names, heights, left_out)
+
+
+def load_drawings() -> CutoutSet:
+    """The drawings among the default stamps, which scenes leave out (`stamps.DRAWN`)."""
+    root = stamps.find_stamps()
+    found = []
+    for path in sorted(root.rglob("*.png")):
+        relative = path.relative_to(root).as_posix()
+        name = stamps.drawn_class(relative)
+        rgba = _read_rgba(path) if name else None
+        if rgba is not None:
+            caption = noun_phrase(_first_line(path.with_suffix(".txt")), path.stem)
+            found.append((relative, name, caption, rgba))
+    names = sorted({name for _, name, _, _ in found})
+    cutouts = tuple(
+        _cutout(relative, names.index(name), caption, rgba)
+        for relative, name, caption, rgba in found
+    )
+    return _cutout_set(cutouts, names, stamps.HEIGHTS_M, Counter())
+
+
+def _cutout_set(
+    cutouts: tuple[Cutout, ...],
+    names: list[str],
+    heights: Mapping[str, float],
+    left_out: Mapping[str, int],
+) -> CutoutSet:
+    """The set with its quarter held out."""
     held = _held_out(cutouts)
     return CutoutSet(
         classes=tuple(

@@ -5,7 +5,8 @@ downloads the package with ``apt-get download`` (nothing is installed, no root n
 with ``dpkg-deb -x`` and keeps it in ``$XDG_CACHE_HOME/capwright`` (``~/.cache/capwright``).
 The stamps are GPL-2; they are fetched, never part of this repository.
 
-`LEFT_OUT` says what is not used and why; `CLASS_OF_FOLDER` and `HEIGHTS_M` are the default classes.
+`LEFT_OUT` says what is not used and why; `CLASS_OF_FOLDER` and `HEIGHTS_M` are the default classes;
+`DRAWN` are drawings for a set in another style (drawings.py).
 """
 
 import fnmatch
@@ -64,6 +65,32 @@ LEFT_OUT: dict[str, str] = {
     "vehicles/emergency/sedan_police.png": "emblems, no vehicle",
 }
 
+# Drawings, which the scenes leave out: pattern -> class ("": none). First match counts.
+DRAWN: dict[str, str] = {
+    "*_mirror.png": "",
+    "*_flip.png": "",
+    "animals/insects/cartoon/snail*": "",
+    "animals/insects/cartoon/wings.png": "",
+    "animals/insects/cartoon/*": "insects",
+    "animals/insects/bee.png": "insects",
+    "seasonal/easter/butterfly.png": "insects",
+    "animals/birds/cartoon/*": "birds",
+    "seasonal/easter/bluebird.png": "birds",
+    "seasonal/easter/chick.png": "birds",
+    "seasonal/easter/chick-hatched.png": "birds",
+    "animals/mammals/bears/cartoon/*": "mammals",
+    "animals/mammals/cats/cartoon/*": "mammals",
+    "animals/marsupials/cartoon/*": "mammals",
+    "animals/mammals/echidna.png": "mammals",
+    "animals/mammals/hedgehog.png": "mammals",
+    "seasonal/easter/bunny.png": "mammals",
+    "seasonal/easter/bunny-head.png": "mammals",
+    "seasonal/halloween/blackcat.png": "mammals",
+    "food/fruit/cartoon/*": "fruit",
+    "vehicles/locomotive/cartoon/trainSign.png": "",
+    "vehicles/*/cartoon/*": "vehicles",
+}
+
 # A folder named here is one class with everything below it, whatever its sub-folders hold.
 CLASS_OF_FOLDER: dict[str, str] = {
     "animals/marsupials": "mammals",
@@ -96,6 +123,14 @@ def left_out(relative: str) -> str:
     for pattern, reason in LEFT_OUT.items():
         if fnmatch.fnmatchcase(relative, pattern):
             return reason
+    return ""
+
+
+def drawn_class(relative: str) -> str:
+    """The class of the stamp at this path, "" where it is no drawing of one."""
+    for pattern, name in DRAWN.items():
+        if fnmatch.fnmatchcase(relative, pattern):
+            return name
     return ""
 
 
