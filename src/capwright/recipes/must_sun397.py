@@ -1,0 +1,9 @@
+"""MUST on sun397: a row of must_sets.py. `capwright adapt must --recipe sun397`."""
+
+from capwright.adapt.must import Config
+from capwright.recipes import must_sets
+
+
+def config() -> Config:
+    """The recipe's plan."""
+    return must_sets.config_of("sun397")
