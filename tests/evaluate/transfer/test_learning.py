@@ -114,7 +114,7 @@ def test_a_few_pictures_are_learned_by_heart(task: str, tmp_path: Path) -> None:
     parts = made(task)
     error = parts[2]
     before = error()
-    learn(parts, tmp_path, 60)
+    learn(parts, tmp_path, 40)
     assert error() < 0.6 * before
 
 
