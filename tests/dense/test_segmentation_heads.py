@@ -138,7 +138,14 @@ def test_fcn_reads_its_level_alone() -> None:
     assert FcnHead((6, 8), 5, level=2).level == 1  # fewer levels than asked for: the last
 
 
-def test_group_norm_fits_widths_that_32_does_not_divide() -> None:
-    head = SemanticFpn(CHANNELS, STRIDES, 3, pyramid_width=8, width=12)
+@pytest.mark.parametrize(("width", "groups"), [(128, 32), (64, 16), (16, 4), (12, 2), (3, 1)])
+def test_groups_fit_any_width(width: int, groups: int) -> None:
+    head = SemanticFpn(CHANNELS, STRIDES, 3, pyramid_width=8, width=width)
     norms = [m for m in head.modules() if isinstance(m, nn.GroupNorm)]
-    assert {norm.num_groups for norm in norms} == {4}
+    assert {norm.num_groups for norm in norms} == {groups}
+
+
+def test_a_coarsest_map_of_one_cell_has_a_norm() -> None:
+    head = SemanticFpn(CHANNELS, STRIDES, 3, pyramid_width=8, width=16).eval()
+    given = [each[:1] for each in maps(32, 32)]
+    assert head(given, (32, 32)).shape == (1, 3, 32, 32)

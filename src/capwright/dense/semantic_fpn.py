@@ -55,7 +55,9 @@ class SemanticFpn(nn.Module):
 
 
 def _level(inputs: int, width: int, doublings: int) -> nn.Module:
-    norm = partial(nn.GroupNorm, next(g for g in (GROUPS, 16, 8, 4, 2, 1) if width % g == 0))
+    # at least four channels a group, as 128 in 32: one alone, in a map of one cell, has no norm
+    fitting = (g for g in (GROUPS, 16, 8, 4, 2, 1) if width % g == 0 and (width >= 4 * g or g == 1))
+    norm = partial(nn.GroupNorm, next(fitting))
     parts: list[nn.Module] = []
     for number in range(max(1, doublings)):
         parts.append(
