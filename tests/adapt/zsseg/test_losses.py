@@ -12,7 +12,7 @@ from transformers.models.maskformer.modeling_maskformer import (
     MaskFormerLoss,
 )
 
-from capwright.adapt.zsseg.losses import LossWeights, pair_costs, proposal_loss, targets_of
+from capwright.adapt.zsseg.losses import LossWeights, match, proposal_loss, targets_of
 
 B, Q, C, SMALL, LARGE = 3, 5, 4, 6, 13
 WEIGHTS = LossWeights()
@@ -31,7 +31,7 @@ def batch(seed: int = 0, *, hide: bool = False) -> tuple[Tensor, Tensor, Tensor]
 def test_with_every_pixel_labelled_it_is_transformers_loss() -> None:
     logits, masks, seg = batch()
     seg[0] = 2  # one target
-    targets = [targets_of(each) for each in seg]
+    targets = [targets_of(each, (SMALL, SMALL)) for each in seg]
     matcher = MaskFormerHungarianMatcher(cost_class=1.0, cost_mask=20.0, cost_dice=1.0)
     theirs = MaskFormerLoss(C, matcher=matcher, weight_dict={}, eos_coef=0.1)
     labels = [target.masks_THW for target in targets], [target.classes_T for target in targets]
@@ -43,8 +43,11 @@ def test_with_every_pixel_labelled_it_is_transformers_loss() -> None:
 def test_hidden_pixels_against_a_plain_rewriting() -> None:
     logits, masks, seg = batch(1, hide=True)
     logits, masks = logits.double(), masks.double()
-    targets = [targets_of(each) for each in seg]
-    targets = [type(t)(**{**vars(t), "masks_THW": t.masks_THW.double()}) for t in targets]
+    targets = [targets_of(each, (SMALL, SMALL)) for each in seg]
+    targets = [
+        type(t)(**{k: v.double() if v.is_floating_point() else v for k, v in vars(t).items()})
+        for t in targets
+    ]
     found = proposal_loss(logits, masks, targets, WEIGHTS)
     assert float(found) == pytest.approx(plain_loss(logits, masks, seg), abs=1e-9)
 
@@ -121,15 +124,13 @@ def test_masks_learn_nothing_where_nothing_is_labelled() -> None:
     logits, _, seg = batch(2)
     seg[:, :, :5] = 255
     masks = torch.randn(B, Q, LARGE, LARGE, requires_grad=True)
-    proposal_loss(logits, masks, [targets_of(each) for each in seg], WEIGHTS).backward()
+    targets = [targets_of(each, (LARGE, LARGE)) for each in seg]
+    proposal_loss(logits, masks, targets, WEIGHTS).backward()
     assert masks.grad is not None
     assert not masks.grad[..., :5].any() and masks.grad[..., 5:].any()
     changed = masks.detach().clone()
     changed[..., :5] = 100 * torch.randn(B, Q, LARGE, 5)
-    values = [
-        proposal_loss(logits, each, [targets_of(s) for s in seg], WEIGHTS)
-        for each in (masks.detach(), changed)
-    ]
+    values = [proposal_loss(logits, each, targets, WEIGHTS) for each in (masks.detach(), changed)]
     torch.testing.assert_close(*values, rtol=0, atol=0)
 
 
@@ -137,8 +138,12 @@ def test_a_picture_without_a_label_teaches_nothing() -> None:
     logits, masks, seg = batch(3)
     seg[1] = 255
     kept = [0, 2]
-    whole = proposal_loss(logits, masks, [targets_of(each) for each in seg], WEIGHTS)
-    others = proposal_loss(logits[kept], masks[kept], [targets_of(seg[i]) for i in kept], WEIGHTS)
+    whole = proposal_loss(
+        logits, masks, [targets_of(each, (SMALL, SMALL)) for each in seg], WEIGHTS
+    )
+    others = proposal_loss(
+        logits[kept], masks[kept], [targets_of(seg[i], (SMALL, SMALL)) for i in kept], WEIGHTS
+    )
     torch.testing.assert_close(whole, others)
 
 
@@ -146,26 +151,22 @@ def test_no_label_at_all_is_a_zero_with_a_gradient() -> None:
     logits, masks, seg = batch(4)
     seg[:] = 255
     logits.requires_grad_()
-    loss = proposal_loss(logits, masks, [targets_of(each) for each in seg], WEIGHTS)
+    loss = proposal_loss(logits, masks, [targets_of(each, (SMALL, SMALL)) for each in seg], WEIGHTS)
     loss.backward()
     assert float(loss.detach()) == 0.0 and logits.grad is not None and not logits.grad.any()
 
 
 def test_more_targets_than_proposals() -> None:
     logits, masks, seg = batch(5)
-    loss = proposal_loss(logits[:, :2], masks[:, :2], [targets_of(s) for s in seg], WEIGHTS)
+    loss = proposal_loss(
+        logits[:, :2], masks[:, :2], [targets_of(s, (SMALL, SMALL)) for s in seg], WEIGHTS
+    )
     assert loss.isfinite()
 
 
 def test_costs_that_are_not_finite_do_not_stop_the_matching() -> None:
     logits, masks, seg = batch(6)
     masks[0, 0, 0, 0] = math.inf
-    costs = pair_costs(
-        logits[0],
-        masks[0].flatten(1),
-        torch.tensor([0, 1]),
-        torch.rand(2, SMALL**2).round(),
-        WEIGHTS,
-    )
-    assert costs.isfinite().all()
-    assert len(seg) == B
+    found = match(logits, masks, [targets_of(s, (SMALL, SMALL)) for s in seg], WEIGHTS)
+    assert [len(chosen) for chosen, _ in found] == [C] * B
+    assert 0 not in found[0][0].tolist()

@@ -163,22 +163,32 @@ def test_the_baselines_logits_and_loss(network: ProposalNetwork, clip_config: di
     learner = learners(network, clip_config)[1]
     learner.module.eval()
     view = TaughtView(taught=(0, 1), classes=3, views=VIEWS)
-    pixels, labels = view(item(), np.random.default_rng(1))
+    pixels, labels = view(item(), np.random.default_rng(1))  # 37 pixels; 40 for the encoder
     with torch.no_grad():
         found = float(learner.loss([(pixels, labels)], np.random.default_rng(0)))
-        features = learner.module(pixels[None])[0].double().numpy()
+        module = learner.module
+        images = torch.nn.functional.pad(module.backbone.normalised(pixels[None]), (0, 3, 0, 3))
+        cells = module.head(module.backbone(images), (5, 5))[0].double().numpy()
     texts = learner.texts_KE.double().numpy()
+    cosines = np.einsum("eyx,ce->cyx", cells / np.linalg.norm(cells, axis=0), texts)
+    cosines = 100 * cosines / np.linalg.norm(texts, axis=1)[:, None, None]
     total, number = 0.0, 0
     for y, x in np.argwhere(labels.numpy() != 255):
-        vector = features[:, y, x]
-        row = [
-            100 * float(vector @ t) / math.sqrt(float(vector @ vector) * float(t @ t))
-            for t in texts
-        ]
+        row = [bilinear(plane, (y + 0.5) / 8 - 0.5, (x + 0.5) / 8 - 0.5) for plane in cosines]
         total += math.log(sum(math.exp(value - max(row)) for value in row)) + max(row)
         total -= row[int(labels[y, x])]
         number += 1
     assert found == pytest.approx(total / number, abs=1e-3)
+
+
+def bilinear(plane: np.ndarray, y: float, x: float) -> float:
+    total = 0.0
+    y, x = max(y, 0.0), max(x, 0.0)
+    for i in (int(y), int(y) + 1):
+        for j in (int(x), int(x) + 1):
+            share = (1 - abs(y - i)) * (1 - abs(x - j))
+            total += share * float(plane[min(i, 4), min(j, 4)])
+    return total
 
 
 def test_a_view_keeps_pixels_and_labels_together() -> None:

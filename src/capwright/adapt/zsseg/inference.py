@@ -156,8 +156,7 @@ def one_stage_labels(
     """The baseline's class of every pixel [H, W]."""
     pixels_3hw, _ = at_short_side(item.image, item.seg_HW, short_side)
     with arithmetic(precision, texts_CE.device):
-        features = network(pixels_3hw[None].to(texts_CE.device))
-    logits = network.logits(features.float(), texts_CE)
+        logits = network(pixels_3hw[None].to(texts_CE.device), texts_CE).float()
     size = (item.image.height, item.image.width)
     logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
     labels_HW: NDArray[np.uint8] = logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy()

@@ -51,7 +51,8 @@ class ProposalLearner:
         layers = self.module(pixels_B3SS)
         side = padded_side(labels_BSS.shape[-1], self.module.settings.stride)
         missing = (0, side - labels_BSS.shape[-1]) * 2
-        targets = [targets_of(F.pad(each, missing, value=IGNORE)) for each in labels_BSS]
+        size = layers[-1].masks_BQhw.shape[-2:]
+        targets = [targets_of(F.pad(each, missing, value=IGNORE), size) for each in labels_BSS]
         total = pixels_B3SS.new_zeros(())
         with torch.autocast(pixels_B3SS.device.type, enabled=False):
             for layer in layers:
@@ -74,12 +75,10 @@ class PixelClassifierLearner:
     def loss(self, items: Sequence[View], draws: np.random.Generator) -> Tensor:
         """A mean over labelled pixels; 0 without one."""
         pixels_B3SS, labels_BSS = _stacked(items, self.texts_KE.device)
-        features_BESS = self.module(pixels_B3SS)
-        with torch.autocast(pixels_B3SS.device.type, enabled=False):
-            logits_BKSS = self.module.logits(features_BESS.float(), self.texts_KE)
-            if not bool((labels_BSS != IGNORE).any()):
-                return logits_BKSS.sum() * 0.0
-            return F.cross_entropy(logits_BKSS, labels_BSS.long(), ignore_index=IGNORE)
+        logits_BKSS = self.module(pixels_B3SS, self.texts_KE).float()
+        if not bool((labels_BSS != IGNORE).any()):
+            return logits_BKSS.sum() * 0.0
+        return F.cross_entropy(logits_BKSS, labels_BSS.long(), ignore_index=IGNORE)
 
 
 def _stacked(items: Sequence[View], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -46,19 +46,29 @@ class LossWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """What is labelled in a picture."""
+    """What is labelled in a picture, at the labels' size and at the masks'."""
 
     classes_T: Tensor
     masks_THW: Tensor  # float, 0 or 1
-    labelled_HW: Tensor  # bool
+    labelled_HW: Tensor  # float, 0 or 1
+    small_TP: Tensor
+    small_labelled_P: Tensor
 
 
-def targets_of(seg_HW: Tensor) -> Targets:
-    """The classes of a picture with their masks."""
+def targets_of(seg_HW: Tensor, size: Sequence[int]) -> Targets:
+    """The classes of a picture with their masks; `size` is (h, w) of the proposals' masks."""
     labelled_HW = seg_HW != IGNORE
     classes_T = torch.unique(seg_HW[labelled_HW]).long()
     masks_THW = (seg_HW[None] == classes_T[:, None, None]).float()
-    return Targets(classes_T=classes_T, masks_THW=masks_THW, labelled_HW=labelled_HW)
+    both = torch.cat([masks_THW, labelled_HW[None].float()])
+    small = F.interpolate(both[None], size=tuple(size), mode="nearest")[0].flatten(1)
+    return Targets(
+        classes_T=classes_T,
+        masks_THW=masks_THW,
+        labelled_HW=labelled_HW.float(),
+        small_TP=small[:-1],
+        small_labelled_P=small[-1],
+    )
 
 
 def proposal_loss(
@@ -68,23 +78,64 @@ def proposal_loss(
 
     Costs are taken at the masks' own size, on labels of the nearest pixel; losses at the labels'.
     """
-    batch, queries, columns = logits_BQN.shape
-    wanted_BQ = logits_BQN.new_full((batch, queries), columns - 1, dtype=torch.long)
-    focal, dice = logits_BQN.new_zeros(()), logits_BQN.new_zeros(())
-    for picture, target in enumerate(targets):
-        if not len(target.classes_T):
+    matched = match(logits_BQN, masks_BQhw, targets, weights)
+    wanted_BQ = logits_BQN.new_full(logits_BQN.shape[:2], logits_BQN.shape[-1] - 1).long()
+    for picture, (chosen, of) in enumerate(matched):
+        wanted_BQ[picture, chosen] = targets[picture].classes_T[of]
+        if not len(targets[picture].classes_T):
             wanted_BQ[picture] = LEFT_OUT
-            continue
-        masks_QP, truth_TP = _at_size_of_masks(masks_BQhw[picture], target)
-        costs_QT = pair_costs(logits_BQN[picture], masks_QP, target.classes_T, truth_TP, weights)
-        chosen, of = (torch.as_tensor(i) for i in linear_sum_assignment(costs_QT.cpu().numpy()))
-        wanted_BQ[picture, chosen] = target.classes_T[of.to(wanted_BQ.device)]
-        masks_KP, truth_KP = _at_size_of_labels(masks_BQhw[picture, chosen], target, of)
-        focal = focal + focal_loss(masks_KP, truth_KP).sum()
-        dice = dice + dice_loss(masks_KP, truth_KP).sum()
-    number = max(1, sum(len(target.classes_T) for target in targets))
-    classes = class_loss(logits_BQN, wanted_BQ, weights.no_object)
-    return weights.classes * classes + (weights.focal * focal + weights.dice * dice) / number
+    total = weights.classes * class_loss(logits_BQN, wanted_BQ, weights.no_object)
+    number = sum(len(target.classes_T) for target in targets)
+    if number:
+        pairs = _pairs_at_size_of_labels(masks_BQhw, targets, matched)
+        focal, dice = focal_loss(*pairs).sum(), dice_loss(*pairs).sum()
+        total = total + (weights.focal * focal + weights.dice * dice) / number
+    return total
+
+
+@torch.no_grad()
+def match(
+    logits_BQN: Tensor, masks_BQhw: Tensor, targets: Sequence[Targets], weights: LossWeights
+) -> list[tuple[Tensor, Tensor]]:
+    """(proposals, targets) of each picture that are matched, by the least sum of costs."""
+    probability_BQN, device = logits_BQN.softmax(dim=-1), logits_BQN.device
+    masks_BQP = masks_BQhw.flatten(2)
+    ones = torch.ones_like(masks_BQP)
+    inside_BQP = sigmoid_focal_loss(masks_BQP, ones, alpha=ALPHA, gamma=GAMMA)
+    outside_BQP = sigmoid_focal_loss(masks_BQP, ones - 1, alpha=ALPHA, gamma=GAMMA)
+    found = []
+    for picture, target in enumerate(targets):
+        focal = (inside_BQP[picture], outside_BQP[picture])
+        costs_QT = pair_costs(
+            probability_BQN[picture], masks_BQP[picture].sigmoid(), focal, target, weights
+        )
+        pairs = linear_sum_assignment(costs_QT.cpu().numpy())
+        found.append(tuple(torch.as_tensor(numbers, device=device) for numbers in pairs))
+    return found  # type: ignore[return-value]
+
+
+def pair_costs(
+    probability_QN: Tensor,
+    inside_QP: Tensor,
+    focal: tuple[Tensor, Tensor],
+    target: Targets,
+    weights: LossWeights,
+) -> Tensor:
+    """What each pair would cost, [Q, T]; a number that is not finite is the largest there is.
+
+    `focal` is each pixel's focal loss [Q, P] were it inside of the target, and were it outside.
+    """
+    truth_TP, labelled_P = target.small_TP, target.small_labelled_P
+    focal_QT = focal[0] @ truth_TP.T + focal[1] @ (labelled_P - truth_TP).T
+    size_QT = (inside_QP @ labelled_P)[:, None] + truth_TP.sum(dim=1)
+    dice_QT = 1 - (2 * inside_QP @ truth_TP.T + 1) / (size_QT + 1)
+    costs_QT = (
+        weights.focal * focal_QT / labelled_P.sum().clamp(min=1)
+        + weights.dice * dice_QT
+        - weights.classes * probability_QN[:, target.classes_T]
+    )
+    most = torch.finfo(costs_QT.dtype).max
+    return torch.nan_to_num(costs_QT, nan=most, posinf=most, neginf=most)
 
 
 def class_loss(logits_BQN: Tensor, wanted_BQ: Tensor, no_object: float) -> Tensor:
@@ -97,51 +148,28 @@ def class_loss(logits_BQN: Tensor, wanted_BQ: Tensor, no_object: float) -> Tenso
     return F.cross_entropy(*rows, weight_N, ignore_index=LEFT_OUT)
 
 
-def focal_loss(masks_KP: Tensor, truth_KP: Tensor) -> Tensor:
-    """One number a pair, [K]: the mean over pixels."""
+def focal_loss(masks_KP: Tensor, truth_KP: Tensor, labelled_KP: Tensor) -> Tensor:
+    """One number a pair, [K]: the mean over labelled pixels."""
     loss_KP: Tensor = sigmoid_focal_loss(masks_KP, truth_KP, alpha=ALPHA, gamma=GAMMA)
-    return loss_KP.mean(dim=1)
+    return (loss_KP * labelled_KP).sum(dim=1) / labelled_KP.sum(dim=1)
 
 
-def dice_loss(masks_KP: Tensor, truth_KP: Tensor) -> Tensor:
-    """One number a pair, [K]."""
-    inside_KP = masks_KP.sigmoid()
+def dice_loss(masks_KP: Tensor, truth_KP: Tensor, labelled_KP: Tensor) -> Tensor:
+    """One number a pair, [K], over labelled pixels."""
+    inside_KP = masks_KP.sigmoid() * labelled_KP
     both_K = 2 * (inside_KP * truth_KP).sum(dim=1)
     return 1 - (both_K + 1) / (inside_KP.sum(dim=1) + truth_KP.sum(dim=1) + 1)
 
 
-@torch.no_grad()
-def pair_costs(
-    logits_QN: Tensor, masks_QP: Tensor, classes_T: Tensor, truth_TP: Tensor, weights: LossWeights
-) -> Tensor:
-    """What each pair would cost, [Q, T]; a number that is not finite is the largest there is."""
-    pixels = max(1, masks_QP.shape[1])
-    ones, zeros = torch.ones_like(masks_QP), torch.zeros_like(masks_QP)
-    options = {"alpha": ALPHA, "gamma": GAMMA}
-    as_inside = sigmoid_focal_loss(masks_QP, ones, **options)
-    as_outside = sigmoid_focal_loss(masks_QP, zeros, **options)
-    focal_QT = (as_inside @ truth_TP.T + as_outside @ (1 - truth_TP).T) / pixels
-    inside_QP = masks_QP.sigmoid()
-    size_QT = inside_QP.sum(dim=1)[:, None] + truth_TP.sum(dim=1)
-    dice_QT = 1 - (2 * inside_QP @ truth_TP.T + 1) / (size_QT + 1)
-    class_QT = -logits_QN.softmax(dim=-1)[:, classes_T]
-    costs_QT = weights.focal * focal_QT + weights.dice * dice_QT + weights.classes * class_QT
-    most = torch.finfo(costs_QT.dtype).max
-    return torch.nan_to_num(costs_QT, nan=most, posinf=most, neginf=most)
-
-
-def _at_size_of_masks(masks_Qhw: Tensor, target: Targets) -> tuple[Tensor, Tensor]:
-    """Logits [Q, P] and truth [T, P] at the labelled pixels, at the masks' size."""
-    size = masks_Qhw.shape[-2:]
-    truth_Thw = F.interpolate(target.masks_THW[None], size=size, mode="nearest")[0]
-    labelled = target.labelled_HW[None, None].float()
-    labelled_hw = F.interpolate(labelled, size=size, mode="nearest")[0, 0] > 0
-    return masks_Qhw.detach()[:, labelled_hw], truth_Thw[:, labelled_hw]
-
-
-def _at_size_of_labels(masks_Khw: Tensor, target: Targets, of: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and truth of the matched pairs at the labelled pixels, both [K, P]."""
-    size = target.labelled_HW.shape
+def _pairs_at_size_of_labels(
+    masks_BQhw: Tensor, targets: Sequence[Targets], matched: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, truth and what is labelled of all matched pairs of the batch, each [K, P]."""
+    masks_Khw = torch.cat([masks_BQhw[b, chosen] for b, (chosen, _) in enumerate(matched)])
+    truth_KHW = torch.cat([t.masks_THW[of] for t, (_, of) in zip(targets, matched, strict=True)])
+    labelled_KHW = torch.cat(
+        [t.labelled_HW.expand(len(of), -1, -1) for t, (_, of) in zip(targets, matched, strict=True)]
+    )
+    size = truth_KHW.shape[-2:]
     masks_KHW = F.interpolate(masks_Khw[None], size=size, mode="bilinear", align_corners=False)[0]
-    truth_KHW = target.masks_THW[of.to(target.masks_THW.device)]
-    return masks_KHW[:, target.labelled_HW], truth_KHW[:, target.labelled_HW]
+    return masks_KHW.flatten(1), truth_KHW.flatten(1), labelled_KHW.flatten(1)
