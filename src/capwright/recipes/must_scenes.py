@@ -77,6 +77,8 @@ class MustStudyConfig:
     """Folder to write."""
     checkpoint: str | None = None
     """What `models.towers.load` takes; None pretrains one in OUT/demo."""
+    cutouts: Path | None = None
+    """RGBA pictures with captions; None fetches the default ones."""
     styles: tuple[str, ...] = STYLES
     """Of the drawings."""
     arms: tuple[str, ...] = tuple(ARMS)
@@ -111,7 +113,7 @@ class MustStudyConfig:
 
     def plan(self) -> dict[str, Any]:
         """What the folder is bound to: styles, arms and seeds can be added."""
-        free = ("out", "styles", "arms", "seeds", "workers")
+        free = ("out", "cutouts", "styles", "arms", "seeds", "workers")
         return {k: v for k, v in as_dict(self).items() if k not in free}
 
     def cell(self, style: str, arm: str, seed: int) -> Config:
@@ -150,7 +152,12 @@ def prepare(study: MustStudyConfig) -> None:
         from capwright.recipes import demo_steps
         from capwright.recipes.demo import DemoConfig
 
-        demo = DemoConfig(out=study.out / "demo", arms=("oracle",), per_class=study.per_class)
+        demo = DemoConfig(
+            out=study.out / "demo",
+            arms=("oracle",),
+            cutouts=study.cutouts,
+            per_class=study.per_class,
+        )
         if not (demo.out / "arms" / "oracle" / "summary.json").exists():
             demo_steps.scenes(demo)
             demo_steps.pretrain(demo, "oracle")
@@ -159,6 +166,7 @@ def prepare(study: MustStudyConfig) -> None:
             drawings.DrawingConfig(
                 out=study.out / "sets" / style,
                 style="drawn" if style == "drawn" else "inked",
+                cutouts=study.cutouts,
                 per_class=study.per_class,
                 train=study.train,
                 test=study.test,
@@ -182,10 +190,10 @@ def write_results(study: MustStudyConfig) -> dict[str, Any]:
     from capwright.evaluate.results import read_results
 
     cells = []
-    for style in study.styles:
-        for arm in study.arms:
-            for seed in study.seeds:
-                rows = read_results(study.cell(style, arm, seed).out / "results.json")
+    for style in STYLES:
+        for arm in ARMS:
+            for file in sorted((study.cell(style, arm, 0).out.parent).glob("*/results.json")):
+                rows, seed = read_results(file), int(file.parent.name)
                 acc1 = {row.options["stage"]: row.metrics["acc1"] for row in rows}
                 cells.append({"style": style, "arm": arm, "seed": seed, **acc1})
     found = {

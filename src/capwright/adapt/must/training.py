@@ -100,7 +100,9 @@ class Trainer:
         self.device = next(pair.parameters()).device
         self.pictures = len(source.numbers)
         self.steps = max(1, config.epochs * self.pictures // config.batch)
-        self.wrapped = parallel.wrap(pair.student, "ddp", group)
+        named = config.weights.self_training > 0 or config.weights.fairness > 0
+        # without either the classifier learns nothing
+        self.wrapped = parallel.wrap(pair.student, "ddp", group, all_used=named)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(
                 pair.student, layer_decay=config.layer_decay, weight_decay=config.weight_decay
