@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
 
+from capwright.core.files import atomic_path
 from capwright.dense.backbone import Backbone, Depths, Origin, load_backbone, set_drop_path
 from capwright.evaluate.outcomes import Outcomes
 from capwright.evaluate.transfer.config import SCRATCH, TransferConfig
 from capwright.evaluate.transfer.loop import Learner, View, fit
 from capwright.pretrain.draws import name_seed
 
+WEIGHTS = "model.safetensors"
 Measured = tuple[dict[str, float | None], Outcomes]  # metrics, and each picture's share
 
 
@@ -84,3 +87,6 @@ class Run:
             view=view,
             label=f"{config.task}, {len(self.numbers)} items, seed {self.seed}",
         )
+        if config.keep_weights:
+            with atomic_path(self.folder / WEIGHTS) as temporary:
+                save_model(learner.module, str(temporary))

@@ -131,10 +131,11 @@ def open_set(config: TransferConfig, split: str) -> LabelledSet[Any]:
     kind, needed = KINDS[config.task]
     if config.dataset == "scenes" and config.task in SCENES:
         return SCENES[config.task](config.data / split)
-    found = datasets.load(config.dataset, config.data, split)
-    if not isinstance(found, kind):
-        raise CapwrightError(f"{config.dataset} is not for {config.task}: take a set with {needed}")
-    return found
+    if config.dataset != "scenes":
+        found = datasets.load(config.dataset, config.data, split)
+        if isinstance(found, kind):
+            return found
+    raise CapwrightError(f"{config.dataset} is not for {config.task}: take a set with {needed}")
 
 
 def folder_of(out: Path, fraction: float, seed: int) -> Path:
