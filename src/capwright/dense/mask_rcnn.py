@@ -48,10 +48,10 @@ MASK_SHIFT = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class MaskRCNNSettings:
-    """The heads; sides are in pixels of the resized picture."""
+    """The heads; `canonical` is in pixels of the resized picture."""
 
     width: int = 256  # channels of every level
-    anchors: tuple[float, ...] = (32, 64, 128, 256, 512)  # side, a level each, finest first
+    anchors: tuple[float, ...] = (8,)  # sides, in strides of their level: 32 pixels to 512
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width of anchors
     canonical: float = 224  # objects of this side are read off the third level, smaller ones finer
     rpn_convolutions: int = 1
@@ -70,10 +70,11 @@ class MaskRCNNSettings:
                 f"box_head={self.box_head!r}, norm={self.norm!r}: box heads are "
                 f"{', '.join(BOX_HEADS)}, norms {', '.join(NORMS)}"
             )
-        if not self.ratios or min(*self.anchors, *self.ratios, self.canonical) <= 0:
+        lengths = (*self.anchors, *self.ratios, self.canonical)
+        if not self.anchors or not self.ratios or min(lengths) <= 0:
             raise CapwrightError(
                 f"anchors={self.anchors}, ratios={self.ratios}, canonical={self.canonical}: all "
-                "are above 0, and there is at least one ratio"
+                "are above 0, and there is at least one side and one ratio"
             )
 
 
@@ -112,15 +113,9 @@ def build_mask_rcnn(backbone: Backbone, classes: int, settings: MaskRCNNSettings
 
     Learning, it takes pictures (0 to 1, [3, H, W]) and targets, as torchvision's does. Else it
     gives, of each picture and in its pixels, `boxes` [N, 4], `labels` [N] from 1, `scores` [N] and
-    `masks` [N, 1, M, M], the shares of each box (`mask_in_picture`). Raises CapwrightError where
-    the anchors do not fit the encoder's levels.
+    `masks` [N, 1, M, M], the shares of each box (`mask_in_picture`).
     """
     levels = Levels(backbone, settings.width)
-    if len(settings.anchors) != len(levels.strides):
-        raise CapwrightError(
-            f"{len(settings.anchors)} sizes of anchors for {len(levels.strides)} levels (strides "
-            f"{', '.join(f'{stride:g}' for stride in levels.strides)}): give one a level"
-        )
     width, norm = settings.width, LayerNorm2d if settings.norm == "layer" else None
     box_head: nn.Module = TwoMLPHead(width * BOX_CELLS**2, settings.head_width)
     if settings.box_head == "4conv1fc":
@@ -130,7 +125,9 @@ def build_mask_rcnn(backbone: Backbone, classes: int, settings: MaskRCNNSettings
     model = MaskRCNN(
         levels,
         rpn_anchor_generator=anchors,
-        rpn_head=_RegionHead(width, len(settings.ratios), settings.rpn_convolutions),
+        rpn_head=_RegionHead(
+            width, len(settings.anchors) * len(settings.ratios), settings.rpn_convolutions
+        ),
         rpn_post_nms_top_n_train=settings.proposals,
         rpn_post_nms_top_n_test=settings.proposals,
         box_roi_pool=_pool(levels.strides, BOX_CELLS, settings.canonical),
@@ -187,12 +184,13 @@ class _AsGiven(GeneralizedRCNNTransform):
 
 
 class _Anchors(AnchorGenerator):
-    """One size and all ratios a level, at strides that need not be whole numbers."""
+    """All sides and ratios at every level, at strides that need not be whole numbers."""
 
     def __init__(
-        self, sizes: Sequence[float], ratios: Sequence[float], strides: Sequence[float]
+        self, sides: Sequence[float], ratios: Sequence[float], strides: Sequence[float]
     ) -> None:
-        super().__init__(tuple((size,) for size in sizes), (tuple(ratios),) * len(sizes))
+        sizes = tuple(tuple(side * stride for side in sides) for stride in strides)
+        super().__init__(sizes, (tuple(ratios),) * len(strides))
         self.strides = strides
 
     def forward(self, image_list: Any, feature_maps: Sequence[Tensor]) -> list[Tensor]:
