@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from capwright.adapt.must import Config, Weights, run
 from capwright.adapt.must.run import Adaptation
 from capwright.adapt.must.training import Trainer
-from capwright.adapt.must.views import ViewMaker, strong_view, weak_view
+from capwright.adapt.must.views import RankBatches, ViewMaker, strong_view, weak_view
 from capwright.core.errors import CapwrightError
 from capwright.core.files import read_json
 from capwright.datasets import load
@@ -27,6 +27,7 @@ from capwright.evaluate.encoder import load_encoder
 from capwright.evaluate.outcomes import read_outcomes
 from capwright.evaluate.results import read_results
 from capwright.evaluate.zero_shot import classify
+from capwright.pretrain.distributed import Group
 from tiny_must import COLOURS, write_pictures
 
 Plan = Callable[..., Config]
@@ -256,9 +257,19 @@ def test_two_processes_adapt_as_one_does(plan: Plan, tmp_path: Path) -> None:
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(plan: Plan) -> None:
-    from capwright.adapt.must.views import RankBatches
-    from capwright.pretrain.distributed import Group
-
     pictures = load("imagenet", plan().data, "train")
     with pytest.raises(CapwrightError, match="batch is 8, which 3 processes cannot share"):
         RankBatches(pictures, range(12), 8, 0, None, group=Group(rank=0, world=3))
+
+
+def test_losses_that_leave_the_classifier_alone_want_one_process(plan: Plan) -> None:
+    config = plan(weights=Weights(self_training=0, fairness=0))
+    run = Adaptation(config)
+    with pytest.raises(CapwrightError, match="which 2 processes cannot do together"):
+        Trainer(
+            run.pair,
+            RankBatches(run.train, range(12), 8, 0, None),
+            run.normalised,
+            config,
+            Group(rank=0, world=2),
+        )

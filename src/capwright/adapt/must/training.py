@@ -100,9 +100,12 @@ class Trainer:
         self.device = next(pair.parameters()).device
         self.pictures = len(source.numbers)
         self.steps = max(1, config.epochs * self.pictures // config.batch)
-        named = config.weights.self_training > 0 or config.weights.fairness > 0
-        # without either the classifier learns nothing
-        self.wrapped = parallel.wrap(pair.student, "ddp", group, all_used=named)
+        if group.world > 1 and not (config.weights.self_training or config.weights.fairness):
+            raise CapwrightError(
+                "weights.self_training and weights.fairness are both 0, so the classifier does not "
+                f"learn, which {group.world} processes cannot do together: start one process"
+            )
+        self.wrapped = parallel.wrap(pair.student, "ddp", group)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(
                 pair.student, layer_decay=config.layer_decay, weight_decay=config.weight_decay
