@@ -54,6 +54,13 @@ def test_a_grid_is_doubled_no_further_than_to_pixels(stride: int, doublings: int
     assert len(convolutions) == doublings
 
 
+def test_a_decoder_begins_at_the_usual_depth(encoder: Encoder, plan: Config) -> None:
+    usual = build(encoder, plan, MIRROR, most_m=20.0, seed=0, usual_m=0.3)
+    with torch.no_grad():
+        metres = usual(torch.randn(4, 3, 32, 32))
+    assert float(metres.log().mean().exp()) == pytest.approx(0.3, rel=0.2)
+
+
 @pytest.mark.parametrize("arm", TRAINED)
 @pytest.mark.parametrize("height, width", [(32, 32), (37, 50), (5, 3), (1, 70)])
 def test_pictures_of_any_size(
@@ -108,14 +115,16 @@ def test_trained_parameters_by_hand(encoder: Encoder, plan: Config) -> None:
     assert counts[DECODER] == pytest.approx(counts[MIRROR], rel=0.05)
 
 
-def test_a_wider_decoder_is_the_nearest_that_there_is(encoder: Encoder, plan: Config) -> None:
+def test_no_other_hidden_layer_is_nearer(encoder: Encoder, plan: Config) -> None:
     target = trained_parameters(build(encoder, plan, MIRROR, most_m=20.0, seed=0))
     model = build(encoder, plan, DECODER, most_m=20.0, seed=0)
     found = abs(trained_parameters(model) - target)
-    width = model.head.decoder.reduce[0].out_channels
+    hidden = model.head.decoder.reduce[0][0].out_channels
     backbone = frozen_backbone(encoder)
-    for other in (width - 1, width + 1):
-        near = CompactDecoder(backbone.channels, backbone.strides, most_m=1.0, width=other)
+    for other in (hidden - 1, hidden + 1):
+        near = CompactDecoder(
+            backbone.channels, backbone.strides, most_m=1.0, width=plan.width, hidden=other
+        )
         assert abs(trained_parameters(near) - target) >= found
 
 

@@ -15,6 +15,7 @@ from capwright.core.errors import CapwrightError
 from capwright.datasets.sets import DepthSet
 from capwright.evaluate.outcomes import read_outcomes
 from capwright.evaluate.results import read_results
+from capwright.evaluate.transfer.depth import Scoring
 from capwright.pretrain import signals
 from pixel_sets import depth_set
 from toy_scenes import write_scenes
@@ -99,6 +100,16 @@ def test_learning_lowers_the_error(scenes: Config) -> None:
 
     few, many = error(scenes.schedule, "few"), error(longer, "many")
     assert many < 0.5 * few and many < 0.5
+
+
+def test_the_usual_depth_is_the_geometric_mean_of_what_is_known() -> None:
+    toys = depth_set([(16, 16), (32, 16)])
+    known = np.concatenate([toys[number].depth_HW[1:].ravel() for number in (0, 1)])
+    inside = known[(known > 2) & (known < 6)].astype(np.float64)
+    caps = Scoring(least_m=2.0, most_m=6.0, crop="none")
+    found = stage.usual_depth(toys, range(2), caps)
+    assert found == pytest.approx(float(np.exp(np.log(inside).mean())), rel=1e-6)
+    assert stage.usual_depth(toys, range(2), Scoring(least_m=99, most_m=100, crop="none")) is None
 
 
 def unknown_depths(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:

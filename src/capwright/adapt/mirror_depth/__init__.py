@@ -10,7 +10,7 @@ of them:
 
 z is the same for every picture, so after training FiLM by z is a constant: the arm `constant`
 learns gamma and beta themselves, and what the mirror is worth is the difference to it. Other arms:
-`prompts` (z of written sentences, not learned), `decoder` (no modulation, a wider decoder with as
+`prompts` (z of written sentences, not learned), `decoder` (no modulation, a larger decoder with as
 many parameters as the mirror's arm), `depthclip` (zero-shot by sentences, arXiv 2207.01077).
 
     capwright adapt mirror-depth --recipe scenes --checkpoint runs/demo/arms/quality \

@@ -78,7 +78,7 @@ class Config:
     tokens: int = 64
     """Vectors of the mirror; start, mirror and end must fit into the text tower's context."""
     width: int = 64
-    """Channels of the decoder; the arm `decoder` has more."""
+    """Channels of the decoder."""
     prompts: tuple[str, ...] = SENTENCES
     """Sentences of the arm `prompts`; the mean of their unit vectors is its z."""
     zero_shot: ZeroShotSettings = field(default_factory=ZeroShotSettings)

@@ -5,7 +5,9 @@
     metres = most * sigmoid(deconvolutions(x))            dense/depth_head.py, DeconvDepth
 
 The decoder doubles the grid as often as the stride allows, three times at most; a last bilinear
-step brings it to the picture.
+step brings it to the picture. Its last bias is such that its first answers are about the usual
+depth of the set. The arm `decoder` has no FiLM but, in its place, a hidden layer in every
+conv_1x1_l, with so many channels that as many parameters learn as in the arm `mirror`.
 
 Shapes: B pictures, D features of a depth, N channels of the decoder, h and w of its grid, H and W
 asked for.
@@ -14,7 +16,7 @@ asked for.
 import bisect
 import math
 from collections.abc import Sequence
-from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,19 +30,30 @@ from capwright.dense.pixel_model import PixelModel
 from capwright.evaluate.encoder import Encoder
 
 DOUBLINGS = 3  # at most
-WIDEST = 4096  # channels that a decoder may have
+WIDEST = 65_536  # channels that a hidden layer may have
 
 
 class CompactDecoder(nn.Module):
-    """Maps of several depths, finest first, to metres."""
+    """Maps of several depths, finest first, to metres; `hidden` 0 is no hidden layer."""
 
     def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], *, most_m: float, width: int
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        *,
+        most_m: float,
+        width: int,
+        usual_m: float | None = None,
+        hidden: int = 0,
     ) -> None:
         super().__init__()
-        self.reduce = nn.ModuleList(nn.Conv2d(depth, width, 1) for depth in channels)
+        self.reduce = nn.ModuleList(_reduce(depth, hidden, width) for depth in channels)
         doublings = min(DOUBLINGS, int(math.log2(strides[0])))
         self.enlarge = DeconvDepth((width,), most_m=most_m, width=width, doublings=doublings)
+        if usual_m is not None:
+            share = usual_m / most_m
+            last: Any = self.enlarge.predict
+            nn.init.constant_(last[-1].bias, math.log(share / (1 - share)))
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Metres [B, 1, H, W] at `size` = (H, W)."""
@@ -94,22 +107,28 @@ def frozen_backbone(encoder: Encoder) -> Backbone:
     return backbone
 
 
-def build(encoder: Encoder, config: Config, arm: str, *, most_m: float, seed: int) -> PixelModel:
-    """The frozen tower with the arm's head; decoders of one width begin alike in every arm.
+def build(
+    encoder: Encoder,
+    config: Config,
+    arm: str,
+    *,
+    most_m: float,
+    seed: int,
+    usual_m: float | None = None,
+) -> PixelModel:
+    """The frozen tower with the arm's head; decoders without hidden layers begin alike.
 
-    Raises CapwrightError where the text tower cannot take the mirror.
+    A decoder answers about `usual_m` at first (None: half of `most_m`). Raises CapwrightError where
+    the text tower cannot take the mirror.
     """
     backbone = frozen_backbone(encoder)
-    shaped = partial(CompactDecoder, backbone.channels, backbone.strides, most_m=most_m)
-    width = config.width
+    hidden = hidden_channels(encoder, config, backbone) if arm == DECODER else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if arm == DECODER:
-            with torch.device("meta"):
-                decoder = shaped(width=width)
-            mirror = _condition(encoder, config, MIRROR, backbone, seed)
-            width = width_of(trained_parameters(mirror) + trained_parameters(decoder), shaped)
-        decoder = shaped(width=width)
+        decoder = CompactDecoder(
+            backbone.channels, backbone.strides, most_m=most_m, width=config.width,
+            usual_m=usual_m, hidden=hidden,
+        )  # fmt: skip
         condition = None if arm == DECODER else _condition(encoder, config, arm, backbone, seed)
     return PixelModel(backbone, None, ModulatedDecoder(condition, decoder))
 
@@ -119,15 +138,27 @@ def trained_parameters(module: nn.Module) -> int:
     return sum(each.numel() for each in module.parameters() if each.requires_grad)
 
 
-def width_of(parameters: int, decoder: "partial[CompactDecoder]") -> int:
-    """The width whose decoder has the number of parameters that is nearest."""
+def hidden_channels(encoder: Encoder, config: Config, backbone: Backbone) -> int:
+    """Of the arm `decoder`: those with which its parameters are nearest to the mirror's."""
 
-    def count(width: int) -> int:
+    def decoder(hidden: int) -> int:
         with torch.device("meta"):
-            return trained_parameters(decoder(width=width))
+            module = CompactDecoder(
+                backbone.channels, backbone.strides, most_m=1, width=config.width, hidden=hidden
+            )
+        return trained_parameters(module)
 
-    above = 1 + bisect.bisect_left(range(1, WIDEST), parameters, key=count)
-    return min((max(1, above - 1), above), key=lambda width: abs(count(width) - parameters))
+    with torch.random.fork_rng(devices=[]):
+        mirror = trained_parameters(_condition(encoder, config, MIRROR, backbone, 0))
+    wanted = mirror + decoder(0)
+    above = 1 + bisect.bisect_left(range(1, WIDEST), wanted, key=decoder)
+    return min((max(1, above - 1), above), key=lambda hidden: abs(decoder(hidden) - wanted))
+
+
+def _reduce(depth: int, hidden: int, width: int) -> nn.Module:
+    if not hidden:
+        return nn.Conv2d(depth, width, 1)
+    return nn.Sequential(nn.Conv2d(depth, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, width, 1))
 
 
 def _condition(

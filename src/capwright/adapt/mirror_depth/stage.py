@@ -9,10 +9,11 @@ and is measured once.
 Shapes: N pictures.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from capwright import datasets
@@ -35,9 +36,9 @@ from capwright.evaluate.results import (
     summarise,
     write_results,
 )
-from capwright.evaluate.transfer.depth import PROTOCOL, measure, quantity, scoring
+from capwright.evaluate.transfer.depth import PROTOCOL, Scoring, measure, quantity, scoring
 from capwright.evaluate.transfer.loop import fit
-from capwright.evaluate.transfer.pixel_values import PixelLearner, require_known
+from capwright.evaluate.transfer.pixel_values import LOOKED_AT, PixelLearner, require_known
 
 RESULTS, OUTCOMES = "results.json", "results.npz"
 TASK = "mirror_depth"
@@ -94,7 +95,8 @@ def measure_arm(config: Config, train: DepthSet, test: DepthSet, seed: int, arm:
     if arm == DEPTHCLIP:
         model: PixelModel = DepthClip(encoder, config.zero_shot)
     else:
-        model = build(encoder, config, arm, most_m=caps.most_m, seed=seed)
+        usual_m = usual_depth(train, numbers, caps)
+        model = build(encoder, config, arm, most_m=caps.most_m, seed=seed, usual_m=usual_m)
     device = _device(config.device)
     encoder.model.to(device)
     model.to(device)
@@ -121,6 +123,14 @@ def measure_arm(config: Config, train: DepthSet, test: DepthSet, seed: int, arm:
     write_outcomes(folder / OUTCOMES, [outcomes])
     result = _result(encoder, test.name, metrics, seed, options)
     write_results(folder / RESULTS, [result])
+
+
+def usual_depth(pictures: DepthSet, numbers: Sequence[int], caps: Scoring) -> float | None:
+    """Geometric mean, in metres, of what is known in some pictures; None where nothing is."""
+    looked = (pictures[n].depth_HW for n in numbers[:: max(1, len(numbers) // LOOKED_AT)])
+    logs = [np.log(d[(d > caps.least_m) & (d < caps.most_m)], dtype=np.float64) for d in looked]
+    known = np.concatenate(logs) if logs else np.empty(0)
+    return float(np.exp(known.mean())) if known.size else None
 
 
 def depth_set(name: str, folder: Path, split: str | None) -> DepthSet:
