@@ -236,6 +236,18 @@ def test_the_gradient_is_clipped_to_a_norm(tmp_path: Path) -> None:
     assert torch.stack(squares).sum().sqrt() <= 0.5 + 1e-4
 
 
+def test_a_learner_may_choose_its_groups(tmp_path: Path) -> None:
+    class Own(Line):
+        def parameter_groups(self, schedule: Schedule) -> list[dict[str, Any]]:
+            return [{"params": list(self.module[3].parameters()), "lr": schedule.learning_rate}]
+
+    learner = Own()
+    before = {name: value.clone() for name, value in learner.module.state_dict().items()}
+    after = learned(learner, tmp_path)
+    assert torch.equal(after["0.weight"], before["0.weight"])
+    assert not torch.equal(after["3.weight"], before["3.weight"])
+
+
 class WithBackbone:
     """A linear layer on the mean of the last map."""
 

@@ -124,6 +124,16 @@ def test_what_is_done_is_skipped_and_more_can_be_added(
     assert calls == [(6, 0), (6, 1), (12, 0), (12, 1)]
 
 
+def test_seeds_of_another_revision_are_in_the_same_mean(
+    config: TransferConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seeds, revision in (((0,), "a"), ((0, 1), "b")):
+        monkeypatch.setattr(task, "code_revision", lambda revision=revision: revision)
+        plan = replace(config, fractions=(0.25,), seeds=seeds, test_splits=("seen",))
+        summary = task.run(plan)
+    assert [(row["seeds"], row["code_revision"]) for row in summary.rows] == [([0, 1], "a, b")]
+
+
 def test_another_plan_is_refused(config: TransferConfig) -> None:
     task.run(replace(config, fractions=(0.25,), seeds=(0,)))
     for changes in (

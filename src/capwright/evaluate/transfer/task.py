@@ -14,7 +14,7 @@ Run: `capwright transfer TASK RECIPE --checkpoint MODEL --data FOLDER --out OUT`
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,10 @@ def run(config: TransferConfig) -> TransferSummary:
                 )  # fmt: skip
                 _measure(one, fraction)
             measured += 1
-    rows = summarise([row for file in result_files(config.out) for row in read_results(file)])
+    results = [row for file in result_files(config.out) for row in read_results(file)]
+    # seeds that another revision added belong to the same mean; the summary names all revisions
+    revisions = ", ".join(sorted({row.code_revision for row in results}))
+    rows = summarise([replace(row, code_revision=revisions) for row in results])
     write_json(config.out / SUMMARY, {"summary": rows})
     return TransferSummary(rows=rows, measured=measured, skipped=skipped, out=config.out)
 
