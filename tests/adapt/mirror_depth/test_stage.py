@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from capwright.adapt.mirror_depth import Config, Summary, run, stage
+from capwright.adapt.mirror_depth import Config, Summary, learned_model, run, stage
 from capwright.adapt.mirror_depth.config import ARMS, CONSTANT, DEPTHCLIP, MIRROR
 from capwright.core.errors import CapwrightError
 from capwright.datasets.sets import DepthSet
@@ -58,6 +58,8 @@ def test_arms_and_seeds_can_be_added_and_nothing_is_done_twice(
     monkeypatch.setattr(stage, "measure_arm", noted)
     second = run(replace(scenes, arms=(MIRROR, CONSTANT), seeds=(0, 1)))
     assert done == [(0, MIRROR), (1, MIRROR), (1, CONSTANT)]
+    assert list(run(replace(scenes, arms=(CONSTANT,))).arms) == [MIRROR, CONSTANT]  # stay
+    assert len(done) == 3
     assert first.trained_parameters[CONSTANT] == second.trained_parameters[CONSTANT]
     with pytest.raises(CapwrightError, match=r"made with another plan .*tokens 5 -> 6"):
         run(replace(scenes, tokens=6))
@@ -87,6 +89,24 @@ def test_the_state_holds_what_learned_and_no_clip(scenes: Config) -> None:
     state = torch.load(scenes.out / "0/mirror/state.pt", weights_only=True)["module"]
     assert "head.condition.texts.prefix_MD" in state
     assert all(name.startswith("head.") for name in state)
+
+
+def test_what_was_learned_is_loaded_again(scenes: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, said = torch.randn(2, 3, 30, 32), {}
+    measure = stage.measure
+
+    def noted(model: Any, *others: Any) -> Any:
+        with torch.no_grad():
+            said[len(said)] = model.eval()(images)
+        return measure(model, *others)
+
+    monkeypatch.setattr(stage, "measure", noted)
+    run(replace(scenes, arms=(MIRROR, DEPTHCLIP)))
+    for number, arm in enumerate((MIRROR, DEPTHCLIP)):
+        with torch.no_grad():
+            assert torch.equal(learned_model(scenes, 0, arm)(images), said[number])
+    with pytest.raises(CapwrightError, match=r"constant/results\.json does not exist"):
+        learned_model(scenes, 0, CONSTANT)
 
 
 def test_learning_lowers_the_error(scenes: Config) -> None:

@@ -21,6 +21,6 @@ stage (files and numbers), table.
 """
 
 from capwright.adapt.mirror_depth.config import Config
-from capwright.adapt.mirror_depth.stage import Summary, run
+from capwright.adapt.mirror_depth.stage import Summary, learned_model, run
 
-__all__ = ["Config", "Summary", "run"]
+__all__ = ["Config", "Summary", "learned_model", "run"]

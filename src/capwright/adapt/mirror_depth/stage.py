@@ -11,6 +11,7 @@ Shapes: N pictures.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from capwright.datasets import scenes_sets
 from capwright.datasets.sets import DepthSet
 from capwright.dense.pixel_model import PixelModel
 from capwright.evaluate.encoder import Encoder, load_encoder
-from capwright.evaluate.outcomes import Outcomes, read_outcomes, write_outcomes
+from capwright.evaluate.outcomes import read_outcomes, write_outcomes
 from capwright.evaluate.results import (
     Result,
     code_revision,
@@ -37,7 +38,7 @@ from capwright.evaluate.results import (
     write_results,
 )
 from capwright.evaluate.transfer.depth import PROTOCOL, Scoring, measure, quantity, scoring
-from capwright.evaluate.transfer.loop import fit
+from capwright.evaluate.transfer.loop import STATE, fit
 from capwright.evaluate.transfer.pixel_values import LOOKED_AT, PixelLearner, require_known
 
 RESULTS, OUTCOMES = "results.json", "results.npz"
@@ -125,6 +126,23 @@ def measure_arm(config: Config, train: DepthSet, test: DepthSet, seed: int, arm:
     write_results(folder / RESULTS, [result])
 
 
+def learned_model(config: Config, seed: int, arm: str) -> PixelModel:
+    """What an arm learned, in evaluation mode: normalised pictures of any size to metres.
+
+    Raises CapwrightError where the arm has no results.
+    """
+    folder = folder_of(config, seed, arm)
+    most_m = float(read_results(folder / RESULTS)[0].options["most_m"])
+    encoder = load_encoder(config.checkpoint, model=config.model, seed=seed)
+    encoder.model.eval().requires_grad_(False)
+    if arm == DEPTHCLIP:
+        return DepthClip(encoder, config.zero_shot).eval()
+    model = build(encoder, config, arm, most_m=most_m, seed=seed)
+    state = torch.load(folder / STATE, weights_only=True, map_location="cpu")["module"]
+    model.head.load_state_dict({name.removeprefix("head."): state[name] for name in state})
+    return model.eval()
+
+
 def usual_depth(pictures: DepthSet, numbers: Sequence[int], caps: Scoring) -> float | None:
     """Geometric mean, in metres, of what is known in some pictures; None where nothing is."""
     looked = (pictures[n].depth_HW for n in numbers[:: max(1, len(numbers) // LOOKED_AT)])
@@ -165,11 +183,13 @@ def _result(
 
 
 def _joined(config: Config) -> Summary:
-    """All results of the folder's seeds, their means and the table."""
-    found: list[tuple[Result, Outcomes]] = []
-    for seed, arm in jobs(config):
-        folder = folder_of(config, seed, arm)
-        found.append((read_results(folder / RESULTS)[0], read_outcomes(folder / OUTCOMES)[0]))
+    """All results of the seeds, also of arms of earlier runs, their means and the table."""
+    folders = [folder_of(config, *one) for one in product(config.seeds, ARMS)]
+    found = [
+        (read_results(folder / RESULTS)[0], read_outcomes(folder / OUTCOMES)[0])
+        for folder in folders
+        if (folder / RESULTS).is_file()
+    ]
     results = [result for result, _ in found]
     rows = summarise(results)
     write_results(config.out / RESULTS, results)
