@@ -44,7 +44,8 @@ def test_methods_are_compared_with_clip_seed_by_seed() -> None:
 def transferred(arm: str, fraction: float, seed: int, miou: float) -> dict[str, Any]:
     metrics = {"miou": miou, "macc": 0.5}
     return {
-        "task": "segmentation", "arm": arm, "seed": seed, "fraction": fraction, "metrics": metrics,
+        "task": "segmentation", "arm": arm, "seed": seed, "fraction": fraction,
+        "items": round(1000 * fraction), "metrics": metrics,
     }  # fmt: skip
 
 
@@ -63,31 +64,14 @@ def test_transfer_is_compared_with_the_same_labels_and_with_fewer() -> None:
     assert at["quality", 0.1]["gain"]["mean"] == pytest.approx(0.04)
     assert at["quality", 1.0]["gain"]["mean"] == pytest.approx(0.04)  # seed 2 has no control
     rows = dense_table.transfer(cells)
-    (fewer,) = dense_table.fewer_labels(rows)
-    assert fewer["times"] == pytest.approx(10 ** (1 - 1 / 3))  # 0.205 is a third of the way up
-    assert not fewer["at_least"]
-    found = {"training_free": [], "transfer": rows, "fewer_labels": [fewer]}
-    text = dense_table.markdown(found)
+    curves = dense_table.curves(rows, dense_table.HEADLINES[0])
+    assert list(curves) == ["alt", "quality"]
+    assert [point.items for point in curves["alt"]] == [10, 100, 1000]
+    text = dense_table.markdown({"training_free": [], "transfer": rows})
     assert "| labels | 1% | 10% | 100% |" in text
     assert "| `quality` - `alt` | +2.0 ± 0.0 | +4.0 ± 0.0 | +4.0 ± 0.0 |" in text
-    assert "as good as `alt` with all labels when it has 4.6 times fewer" in text
-
-
-@pytest.mark.parametrize(
-    ("points", "target", "higher", "x"),
-    [
-        ([(0.1, 1.0), (1.0, 2.0)], 0.5, True, 0.1),
-        ([(0.1, 1.0), (1.0, 2.0)], 1.5, True, 10**-0.5),
-        ([(0.1, 1.0), (1.0, 2.0)], 2.5, True, None),
-        ([(0.1, 3.0), (1.0, 1.0)], 2.0, False, 10**-0.5),
-        ([(0.1, 3.0), (1.0, 1.0)], 0.5, False, None),
-    ],
-)
-def test_where_a_curve_reaches_a_value(
-    points: Any, target: float, higher: bool, x: float | None
-) -> None:
-    found = dense_table.reach(points, target, higher=higher)
-    assert found == (None if x is None else pytest.approx(x))
+    # 0.205 is a third of the way up from 10% to all: 10^(1 - 1/3)
+    assert "needs for what `alt` reaches with all: 4.6." in text
 
 
 @pytest.mark.parametrize(
@@ -122,11 +106,18 @@ def test_arms_are_pretrained_and_measured(tmp_path: Path) -> None:
         batch=16,
         quick=True,
         workers=1,
+        fractions=(0.5, 1.0),
+        steps=dict.fromkeys(study.TRANSFERRED, 2),
     )
     found = study.run(config)
     rows = found["training_free"]
-    assert len(rows) == 3 * 2 * len(METHODS)  # arms, protocols
+    assert len(rows) == 2 * 2 * len(METHODS)  # arms, protocols
     assert all(0 <= row["miou"]["mean"] <= 1 for row in rows)
+    rows = {(row["task"], row["arm"], row["fraction"]): row for row in found["transfer"]}
+    assert len(rows) == 3 * (3 * 2 + 1)  # detection has one fraction
+    assert rows["depth", "quality", 0.5]["items"] == 10
+    assert all(row["value"]["mean"] >= 0 for row in found["transfer"])
+    assert "<svg" in (config.out / "segmentation-miou.svg").read_text()
     written = sorted((config.out / "cells").rglob("*.json"))
     before = {path: path.stat().st_mtime_ns for path in written}
     again = study.run(config)

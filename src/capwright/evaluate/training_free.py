@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,7 +37,7 @@ from capwright.dense.training_free.segmenter import (
     resized,
 )
 from capwright.dense.vit import open_up
-from capwright.dense.words import TEMPLATES, Vocabulary, text_vectors
+from capwright.dense.words import TEMPLATES, Vocabulary, best_name, text_vectors
 from capwright.evaluate.class_words import engineered_settings, engineered_words, plain_words
 from capwright.evaluate.classification import class_prompts
 from capwright.evaluate.dense_metrics import class_ious, confusion_matrix, segmentation_metrics
@@ -182,18 +183,29 @@ def count(
     with Progress("training-free", number, "pictures") as progress:
         for items in _batches(pictures, number):
             pixels_BHW3 = np.stack([np.asarray(item.image) for item in items])
-            height, width = items[0].seg_HW.shape
             images = resized(encoder.normalised(pixels_BHW3), inference.short_side, patch)
             logits = name_logits(
                 vit, images.to(device), texts_QE.to(device), methods, inference,
-                size=(height, width), background=vocabulary.background,
+                background=vocabulary.background,
             )  # fmt: skip
-            for method, logits_BQHW in logits.items():
-                scores = class_scores(logits_BQHW, vocabulary, inference)
-                labels_BHW = labels(scores, inference).cpu().numpy()
-                for pred_HW, item in zip(labels_BHW, items, strict=True):
+            for method, logits_BQhw in logits.items():
+                for logits_Qhw, item in zip(logits_BQhw, items, strict=True):
+                    pred_HW = _labels(logits_Qhw, item.seg_HW.shape, vocabulary, inference)
                     found[method].add(pred_HW, item.seg_HW)
             progress.advance(len(items))
+    return found
+
+
+def _labels(
+    logits_Qhw: Tensor, shape: tuple[int, ...], vocabulary: Vocabulary, inference: Inference
+) -> NDArray[np.int64]:
+    """Classes [H, W] of one picture: with many names the logits of several are too large."""
+    logits_1QHW = F.interpolate(logits_Qhw[None], shape, mode="bilinear", align_corners=False)
+    if inference.area_threshold or inference.probability_threshold:
+        found_1HW = labels(class_scores(logits_1QHW, vocabulary, inference), inference)
+    else:  # the softmax over all names changes no order
+        found_1HW = best_name(logits_1QHW, vocabulary).argmax(dim=1)
+    found: NDArray[np.int64] = found_1HW[0].cpu().numpy()
     return found
 
 

@@ -15,8 +15,8 @@ OUT/cells/TASK/ARM/SEED and OUT/results.json, OUT/results.md with the curves bes
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,15 @@ from capwright.core.run_folder import claim, versions
 from capwright.evaluate.results import Result, read_results
 from capwright.recipes import dense_table
 from capwright.recipes.demo import DemoConfig
+from capwright.recipes.dense_table import TRAINING_FREE
+from capwright.report.learning_curves import plot
 
 ARMS = ("alt", "quality", "scratch")
 SCRATCH = "scratch"  # fresh weights
-TRAINING_FREE = "training-free"
-TASKS = (TRAINING_FREE,)
-SPLIT = "seen"  # of the demo, for tests; heads learn from `probe`
+TRANSFERRED = ("segmentation", "depth", "detection", "normals")  # by the recipes scenes_TASK
+TASKS = (TRAINING_FREE, *TRANSFERRED)
+STEPS = {"segmentation": 100, "depth": 100, "detection": 150, "normals": 100}
+TRAIN, TEST = "probe", "seen"  # splits of the demo: what heads learn from, and all is tested on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,9 @@ class DenseStudyConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of pretraining and of the heads; the scenes and the captions are the same."""
     fractions: tuple[float, ...] = (0.05, 0.2, 1.0)
-    """Of the labelled scenes."""
+    """Of the labelled scenes; detection, which costs most, leaves out the first."""
+    steps: Mapping[str, int] = field(default_factory=lambda: dict(STEPS))
+    """Of a task's transfer; a task that is not named has as many as its recipe."""
     cutouts: Path | None = None
     """RGBA pictures with captions; None fetches the default ones."""
     per_class: int = 11
@@ -75,7 +80,10 @@ class DenseStudyConfig:
     """Cells at once, a processor core each."""
 
     def __post_init__(self) -> None:
-        for kind, chosen, allowed in (("task", self.tasks, TASKS), ("arm", self.arms, ARMS)):
+        if not self.seeds:
+            raise CapwrightError("no seeds: give at least one, such as 0")
+        named = (("task", self.tasks, TASKS), ("arm", self.arms, ARMS), ("task", self.steps, TASKS))
+        for kind, chosen, allowed in named:
             unknown = [name for name in chosen if name not in allowed]
             if unknown:
                 raise CapwrightError(
@@ -87,7 +95,7 @@ class DenseStudyConfig:
         """The demo whose scenes and captions are used; CapwrightError where there is none."""
         if self.demo is not None:
             plan = read_json(self.demo / "manifest.json").get("plan", {})
-            known = {field.name for field in fields(DemoConfig)} - {"out", "arms", "cutouts"}
+            known = {one.name for one in fields(DemoConfig)} - {"out", "arms", "cutouts"}
             if set(plan) != known:
                 raise CapwrightError(
                     f"{self.demo} holds no demo of this version: give the folder that "
@@ -99,6 +107,11 @@ class DenseStudyConfig:
             pictures=self.pictures, labelled=self.labelled, tested=self.tested,
             samples=self.samples, batch=self.batch, quick=self.quick,
         )  # fmt: skip
+
+    def fractions_of(self, task: str) -> tuple[float, ...]:
+        """The fractions of a task."""
+        few = task == "detection" and len(self.fractions) > 1
+        return tuple(sorted(self.fractions)[1:]) if few else self.fractions
 
     def encoder(self, arm: str, seed: int) -> Path | None:
         """Run folder of an arm's pretraining; None for fresh weights."""
@@ -112,7 +125,7 @@ class DenseStudyConfig:
 
     def plan(self) -> dict[str, Any]:
         """What the folder is bound to: tasks, arms, seeds and fractions can be added."""
-        return {"demo": {k: v for k, v in self.scenes.plan().items() if k != "out"}}
+        return {"demo": self.scenes.plan()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +145,17 @@ def run(config: DenseStudyConfig) -> dict[str, Any]:
     """Measure every cell that is missing; returns what is in OUT/results.json."""
     claim(config.out, config.plan())
     prepare(config)
-    pairs = [(arm, seed) for seed in config.seeds for arm in config.arms]
-    each(config, pretrain, [pair for pair in pairs if pair[0] != SCRATCH])
-    each(
-        config,
-        measure,
-        [Cell(task=task, arm=arm, seed=seed) for task in config.tasks for arm, seed in pairs],
-    )
-    return write_results(config)
+    for seed in config.seeds:  # one after the other, so that a killed study has whole seeds
+        each(config, pretrain, [(arm, seed) for arm in config.arms if arm != SCRATCH])
+        each(config, measure, cells(config, seed))
+        found = write_results(config)
+    return found
+
+
+def cells(config: DenseStudyConfig, seed: int) -> list[Cell]:
+    """What is measured with a seed: words mean nothing to fresh weights."""
+    every = [Cell(task=task, arm=arm, seed=seed) for task in config.tasks for arm in config.arms]
+    return [cell for cell in every if (cell.task, cell.arm) != (TRAINING_FREE, SCRATCH)]
 
 
 def prepare(config: DenseStudyConfig) -> None:
@@ -187,8 +203,8 @@ def pretrain(config: DenseStudyConfig, pair: tuple[str, int]) -> None:
 
 
 def measure(config: DenseStudyConfig, cell: Cell) -> None:
-    """Measure a cell, unless it is done."""
-    training_free(config, cell)
+    """Measure what is missing of a cell."""
+    (training_free if cell.task == TRAINING_FREE else transfer)(config, cell)
 
 
 def training_free(config: DenseStudyConfig, cell: Cell) -> None:
@@ -200,40 +216,84 @@ def training_free(config: DenseStudyConfig, cell: Cell) -> None:
         stage.run(
             stage.TrainingFreeConfig(
                 checkpoint=config.encoder(cell.arm, cell.seed),
-                data=config.scenes.out / "work" / SPLIT,
+                data=config.scenes.out / "work" / TEST,
                 out=out,
-                label=f"scenes-{SPLIT}",
+                label=f"scenes-{TEST}",
                 seed=cell.seed,
             )
         )
 
 
+def transfer(config: DenseStudyConfig, cell: Cell) -> None:
+    """Every fraction of the labelled scenes."""
+    from capwright.evaluate.transfer import task
+    from capwright.recipes.transfer_plan import transfer_plan
+
+    options = {
+        "checkpoint": str(config.encoder(cell.arm, cell.seed) or SCRATCH),
+        "data": config.scenes.out / "work",
+        "out": cell.folder(config),
+        "fractions": config.fractions_of(cell.task),
+    }
+    plan = transfer_plan(cell.task, f"scenes_{cell.task}", options, ())
+    fresh, steps = plan.scratch_schedule, config.steps.get(cell.task)
+    task.run(
+        replace(
+            plan,
+            seeds=(cell.seed,),
+            train_split=TRAIN,
+            test_splits=(TEST,),
+            train_samples=None,
+            test_samples=None,
+            schedule=_with_steps(plan.schedule, steps),
+            scratch_schedule=fresh and _with_steps(fresh, steps),
+        )
+    )
+
+
+def _with_steps(schedule: Any, steps: int | None) -> Any:
+    """The schedule with so many steps, a tenth of them warm-up."""
+    return schedule if steps is None else replace(schedule, steps=steps, warmup_steps=steps // 10)
+
+
 def write_results(config: DenseStudyConfig) -> dict[str, Any]:
     """results.json and results.md of the cells that are there."""
-    cells = [
-        {"task": file.parts[-4], "arm": file.parts[-3], "seed": int(file.parts[-2]), **_cell(row)}
-        for file in sorted((config.out / "cells").glob("*/*/*/results.json"))
-        for row in read_results(file)
-    ]
-    transfer = dense_table.transfer(cells)
+    every = read_cells(config.out)
+    transferred = dense_table.transfer(every)
     found = {
-        "training_free": dense_table.training_free(cells),
-        "transfer": transfer,
-        "fewer_labels": dense_table.fewer_labels(transfer),
-        "cells": cells,
+        "training_free": dense_table.training_free(every),
+        "transfer": transferred,
+        "cells": every,
         "config": as_dict(config),
         "versions": versions(),
         "processors": os.cpu_count(),
     }
     write_json(config.out / "results.json", found)
-    with atomic_path(config.out / "results.md") as temporary:
-        temporary.write_text(dense_table.markdown(found), encoding="utf-8")
+    texts = {"results.md": dense_table.markdown(found)}
+    for headline in dense_table.HEADLINES:
+        if curves := dense_table.curves(transferred, headline):
+            texts[dense_table.figure_name(headline)] = plot(curves, headline.title)
+    for name, text in texts.items():
+        with atomic_path(config.out / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return found
+
+
+def read_cells(out: Path) -> list[dict[str, Any]]:
+    """Every number that is there."""
+    found: list[dict[str, Any]] = []
+    for folder in sorted((out / "cells").glob("*/*/*")):
+        task, arm, seed = folder.parts[-3:]
+        files = "results.json" if task == TRAINING_FREE else "*/*/result.json"
+        for row in (row for file in sorted(folder.glob(files)) for row in read_results(file)):
+            found.append({"task": task, "arm": arm, "seed": int(seed), **_cell(row)})
     return found
 
 
 def _cell(row: Result) -> dict[str, Any]:
     """What the tables need of a result."""
-    kept = {name: row.options[name] for name in ("method", "fraction") if name in row.options}
+    options = ("method", "fraction", "items")
+    kept = {name: row.options[name] for name in options if name in row.options}
     metrics = {name: number for name, number in row.metrics.items() if "/" not in name}
     protocol = f"{row.protocol.name}/{row.protocol.version}"
     return {"protocol": protocol, **kept, "metrics": metrics}

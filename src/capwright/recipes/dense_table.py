@@ -1,20 +1,17 @@
 """The dense study's numbers as tables: means over seeds with Student's 95% intervals.
 
 A difference is the mean over seeds of paired differences: the same seed has the same first weights,
-the same order of pictures and the same labelled scenes. `fewer_labels` says with how many times
-fewer labels an arm is as good as another one with all of them: the mean curve of the arm, linear
-in the logarithm of the number of labels, is read where it reaches the other's last point.
-
-Reads and writes nothing. A cell is a mapping with task, arm, seed, metrics and, for segmentation
-from words, protocol and method, or for transfer the fraction of the labels.
+the same order of pictures and the same labelled scenes. Reads and writes nothing. A cell is a
+mapping with task, arm, seed, metrics and, for segmentation from words, protocol and method, or for
+transfer the fraction of the labelled scenes and how many items that is.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from capwright.evaluate.results import mean_interval
+from capwright.report.learning_curves import Point, times_fewer
 
 TRAINING_FREE = "training-free"
 REFERENCE = "clip"  # the method that the others are compared with
@@ -71,11 +68,13 @@ def transfer(cells: Sequence[Cell]) -> list[Row]:
     rows: list[Row] = []
     for headline in HEADLINES:
         found: dict[tuple[str, float], dict[int, float]] = {}
+        items: dict[float, int] = {}
         for cell in cells:
             number = cell["metrics"].get(headline.metric)
             if cell["task"] == headline.task and number is not None:
                 key = (cell["arm"], cell["fraction"])
                 found.setdefault(key, {})[cell["seed"]] = number
+                items[cell["fraction"]] = cell["items"]
         for (arm, fraction), by_seed in sorted(found.items()):
             control = found.get((CONTROL, fraction), {})
             rows.append(
@@ -84,6 +83,7 @@ def transfer(cells: Sequence[Cell]) -> list[Row]:
                     "metric": headline.metric,
                     "arm": arm,
                     "fraction": fraction,
+                    "items": items[fraction],
                     "seeds": sorted(by_seed),
                     "value": summary(by_seed.values()),
                     "gain": difference(by_seed, control) if arm != CONTROL else None,
@@ -92,46 +92,20 @@ def transfer(cells: Sequence[Cell]) -> list[Row]:
     return rows
 
 
-def fewer_labels(rows: Sequence[Row]) -> list[Row]:
-    """With how many times fewer labels our arm is as good as the control with all of them."""
-    found: list[Row] = []
-    for headline in HEADLINES:
-        ours, control = (curve(rows, headline, arm) for arm in (OURS, CONTROL))
-        if len(ours) > 1 and control:
-            reached = reach(ours, control[-1][1], higher=headline.higher)
-            found.append(
-                {
-                    "task": headline.task,
-                    "metric": headline.metric,
-                    "times": None if reached is None else control[-1][0] / reached,
-                    "at_least": reached == ours[0][0],
-                }
+def curves(rows: Sequence[Row], headline: Headline) -> dict[str, list[Point]]:
+    """By arm, the control first, its points by rising items."""
+    found: dict[str, list[Point]] = {}
+    for row in sorted(rows, key=lambda row: (row["arm"] != CONTROL, row["items"])):
+        if is_of(headline, row):
+            point = Point(
+                items=row["items"],
+                fraction=row["fraction"],
+                mean=row["value"]["mean"],
+                interval95=row["value"]["interval95"],
+                seeds=len(row["seeds"]),
             )
+            found.setdefault(row["arm"], []).append(point)
     return found
-
-
-def curve(rows: Sequence[Row], headline: Headline, arm: str) -> list[tuple[float, float]]:
-    """(fraction, mean) of an arm, fewest labels first."""
-    key = (headline.task, headline.metric, arm)
-    chosen = [row for row in rows if (row["task"], row["metric"], row["arm"]) == key]
-    return sorted((row["fraction"], row["value"]["mean"]) for row in chosen)
-
-
-def reach(
-    points: Sequence[tuple[float, float]], target: float, *, higher: bool = True
-) -> float | None:
-    """The first x at which a curve is as good as `target`; None where it never is."""
-    sign = 1 if higher else -1
-    before: tuple[float, float] | None = None
-    for x, y in points:
-        good, wanted = sign * y, sign * target
-        if good >= wanted:
-            if before is None or before[1] == good:
-                return x
-            share = (wanted - before[1]) / (good - before[1])
-            return math.exp(math.log(before[0]) + share * (math.log(x) - math.log(before[0])))
-        before = (x, good)
-    return None
 
 
 def summary(values: Iterable[float]) -> Row:
@@ -154,12 +128,12 @@ def markdown(found: Mapping[str, Any]) -> str:
     if found["transfer"]:
         parts.append("## Transfer")
     for headline in HEADLINES:
-        rows = [row for row in found["transfer"] if _is(headline, row)]
+        rows = [row for row in found["transfer"] if is_of(headline, row)]
         if rows:
             parts += [f"### {headline.task}: {headline.title}", transfer_table(rows, headline)]
-            parts += [_sentence(row) for row in found["fewer_labels"] if _is(headline, row)]
-            parts.append(f"![{headline.title}]({figure_name(headline)})")
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+            parts += [_fewer(curves(rows, headline), headline)]
+            parts += [f"![{headline.title}]({figure_name(headline)})"]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 def figure_name(headline: Headline) -> str:
@@ -209,15 +183,15 @@ def value(found: Mapping[str, Any] | None, scale: float, digits: int, sign: str 
     return text if half is None else f"{text} ± {scale * half:.{digits}f}"
 
 
-def _is(headline: Headline, row: Row) -> bool:
+def is_of(headline: Headline, row: Row) -> bool:
+    """Whether a row is of a headline."""
     return (row["task"], row["metric"]) == (headline.task, headline.metric)
 
 
-def _sentence(row: Row) -> str:
-    if row["times"] is None:
-        return f"`{OURS}` does not reach `{CONTROL}` with all labels."
-    most = "at least " if row["at_least"] else ""
-    return (
-        f"`{OURS}` is as good as `{CONTROL}` with all labels when it has {most}{row['times']:.1f} "
-        "times fewer."
-    )
+def _fewer(found: Mapping[str, Sequence[Point]], headline: Headline) -> str:
+    """With how many times fewer labels ours is as good as the control with all of them."""
+    ours, control = (found.get(arm, ()) for arm in (OURS, CONTROL))
+    if len(ours) < 2 or not control:
+        return ""
+    times = times_fewer(control, ours, lower=not headline.higher)
+    return f"Times fewer labels that `{OURS}` needs for what `{CONTROL}` reaches with all: {times}."

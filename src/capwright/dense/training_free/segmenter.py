@@ -117,9 +117,10 @@ def name_logits(
         if settle := getattr(find_method(method), "settle", None):
             whole_BQ = whole_logits(vit, images_B3HW, texts_QE)
             found[method] = settle(found[method], whole_BQ, background)
-    wanted = size or (height, width)
+    if size in (None, (height, width)):
+        return found
     return {
-        method: F.interpolate(logits, wanted, mode="bilinear", align_corners=False)
+        method: F.interpolate(logits, size, mode="bilinear", align_corners=False)
         for method, logits in found.items()
     }
 
