@@ -273,3 +273,14 @@ def test_losses_that_leave_the_classifier_alone_want_one_process(plan: Plan) -> 
             config,
             Group(rank=0, world=2),
         )
+
+
+def test_another_size_with_squares_that_do_not_divide_its_grid(plan: Plan) -> None:
+    config = plan(image_size=24, mask_patch=16, mask_ratio=0.5, epochs=1)  # 6 patches, squares of 4
+    run(config)
+    assert all(value.isfinite().all() for value in state(config).values())
+
+
+def test_a_size_that_patches_do_not_divide_is_refused(plan: Plan) -> None:
+    with pytest.raises(CapwrightError, match="18 x 18 pixels: both must be multiples of 4"):
+        run(plan(image_size=18))
