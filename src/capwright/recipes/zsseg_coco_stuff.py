@@ -8,9 +8,9 @@ The paper's configuration (its repository's files): 16 learned vectors from 32 c
 640 pixels, AdamW at 1e-4, the backbone at a tenth, gradients clipped at 0.01; ensemble weight 0.8.
 The baseline's schedule is ours. Self-training continues for a third of the steps, ours too.
 
-Published for this split: seen 39.3, unseen 36.3, harmonic mean 37.8, with self-training 39.6, 43.6
-and 41.5 (from memory of the paper's table, not checked). Not measured by us. Hardware: the original
-used 8 GPUs; here one process, so lower the batch and raise the steps on a smaller one.
+Reported for the original: seen 39.3, unseen 36.3, harmonic mean 37.8, with self-training 39.6, 43.6
+and 41.5 (not checked against the paper). Not measured by us. One process; where 32 pictures do not
+fit into the memory of a GPU, lower the batch and raise the steps.
 """
 
 from dataclasses import replace

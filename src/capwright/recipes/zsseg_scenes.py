@@ -1,6 +1,6 @@
 """ZSSeg on the scenes: every fourth class unseen, minutes on a processor, three seeds.
 
-    capwright scenes --out data/labelled --count 3000 --per-class 11 --seed 1
+    capwright scenes --out data/labelled --count 1000 --per-class 11 --seed 1
     capwright scenes --out data/tested --count 300 --per-class 11 --seed 2
     capwright adapt zsseg --recipe scenes --checkpoint runs/scenes_clip --out runs/zsseg
 
@@ -45,18 +45,18 @@ def config() -> Config:
         ),
         views=ViewSettings(short_sides=(64, 96), cut=64, test_short_side=64),
         schedule=Schedule(
-            steps=1000, batch=16, learning_rate=1e-3, encoder_learning_rate=1e-3,
+            steps=1000, batch=8, learning_rate=1e-3, encoder_learning_rate=1e-3,
             weight_decay=1e-4, warmup_steps=50, shape="poly", power=0.9, grad_clip=1.0,
         ),
         baseline=Schedule(
-            steps=1000, batch=16, learning_rate=1e-3, encoder_learning_rate=1e-4,
+            steps=1000, batch=8, learning_rate=1e-3, encoder_learning_rate=1e-4,
             weight_decay=1e-4, warmup_steps=50, shape="poly", power=0.9, grad_clip=1.0,
         ),
         self_training=Schedule(
-            steps=300, batch=16, learning_rate=3e-4, encoder_learning_rate=3e-4,
+            steps=300, batch=8, learning_rate=3e-4, encoder_learning_rate=3e-4,
             weight_decay=1e-4, shape="poly", power=0.9, grad_clip=1.0,
         ),
-        inference=InferenceSettings(pictures=16, precision="fp32"),
+        inference=InferenceSettings(pictures=16, crops=32, precision="fp32"),
         precision="fp32",
         loader_workers=0,
         workers=2,

@@ -7,9 +7,9 @@ proposals in 20,000 iterations of 16 pictures cut to 512 pixels; the ensemble we
 and crops get the same learned prompts; the original's configuration gives the queries fixed ones.
 Sides of 256 to 768 pixels are ours, in COCO-Stuff's proportion to the cut.
 
-Published for this split: seen 83.5, unseen 72.5, harmonic mean 77.5, with self-training 79.2, 78.1
-and 79.3 (from memory of the paper's table; unseen 72.5 confirmed). Users of the original report
-62.85 on the unseen classes. Not measured by us.
+Reported for the original: seen 83.5, unseen 72.5, harmonic mean 77.5, with self-training 79.2, 78.1
+and 79.3 (only the 72.5 was checked). Its users report 62.85 on the unseen classes. Not measured by
+us.
 """
 
 from dataclasses import replace

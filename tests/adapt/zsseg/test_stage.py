@@ -82,6 +82,8 @@ def test_every_arm_ends_with_numbers(plan: Config) -> None:
     assert learned.metrics["miou_unseen"] == pytest.approx(float(expected))
     labels = list((plan.out / "0" / SELF_TRAINED / "labels").glob("*.png"))
     assert len(labels) == learned.options["learned"] == 19
+    page = (plan.out / "results.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in page[2:6]] == [f"| {arm}" for arm in plan.arms]
     before = (plan.out / "results.json").read_bytes()
     states = {path: path.stat().st_mtime_ns for path in plan.out.rglob("*.pt")}
     assert run(plan).arms == summary.arms

@@ -24,7 +24,7 @@ from torch import Tensor
 from capwright.evaluate.encoder import Encoder
 from capwright.models import towers
 
-BATCH = 64  # crops of one pass
+BATCH = 32  # crops of one pass; on a processor larger ones leave its cache
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ class PixelClassifierLearner:
     def loss(self, items: Sequence[View], draws: np.random.Generator) -> Tensor:
         """A mean over labelled pixels; 0 without one."""
         pixels_B3SS, labels_BSS = _stacked(items, self.texts_KE.device)
-        logits_BKSS = self.module(pixels_B3SS, self.texts_KE).float()
+        logits_BKSS: Tensor = self.module(pixels_B3SS, self.texts_KE).float()
         if not bool((labels_BSS != IGNORE).any()):
             return logits_BKSS.sum() * 0.0
         return F.cross_entropy(logits_BKSS, labels_BSS.long(), ignore_index=IGNORE)

@@ -6,9 +6,9 @@ opinions are joined (ensemble.py). Texts are the same for queries and crops in e
 configuration of the original takes fixed prompts for queries and learned ones for crops.)
 
 Reads a CLIP checkpoint and a labelled set. Writes, in OUT/SEED/ARM, the states of what learns and
-results.json with the counted pixels beside it (results.npz), and OUT/results.json, OUT/summary.json
-over all seeds. An arm whose results are there is skipped; a killed one goes on at its last state.
-Run: `capwright adapt zsseg --recipe zsseg_scenes`.
+results.json with the counted pixels beside it (results.npz), and over all seeds OUT/results.json,
+OUT/summary.json and the tables of OUT/results.md. An arm whose results are there is skipped; a
+killed one goes on at its last state. Run: `capwright adapt zsseg --recipe scenes`.
 
 Shapes: C classes, E joint space, N pictures.
 """
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from capwright.adapt.zsseg import table
 from capwright.adapt.zsseg.arms import measure_arm
 from capwright.adapt.zsseg.config import ARMS, LEARNED, SELF_TRAINED, Config
 from capwright.core.files import write_json
@@ -99,6 +100,7 @@ def _alone(config: Config, job: tuple[int, tuple[str, ...]]) -> None:
 def _summarised(config: Config, results: Sequence[Result]) -> Summary:
     rows = summarise(results)
     write_json(config.out / "summary.json", rows)
+    table.write(config.out / "results.md", rows)
     kept = ("hiou", "miou_seen", "miou_unseen")
     arms: dict[str, dict[str, Any]] = {
         row["options"]["arm"]: {name: row["metrics"][name] for name in kept} for row in rows
