@@ -18,6 +18,12 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--out", type=PATH, help="File for the table, besides stdout.")
 @click.option("--details", is_flag=True, help="Metrics of single classes as well.")
+@click.option(
+    "--resamples",
+    type=click.IntRange(min=1),
+    default=2000,
+    help="Resamples of the bootstrap; AP of a large set takes seconds for a hundred.",
+)
 def command(**options: Any) -> None:
     """Compare results of several models in one table.
 

@@ -59,6 +59,7 @@ class MaskRCNNSettings:
     norm: Literal["none", "layer"] = "none"  # of the convolutions of both heads
     head_width: int = 1024  # of the box head's full connections
     mask_width: int = 256
+    candidates: int = 2000  # a level, of which proposals are taken; half as many at the test
     proposals: int = 1000  # a picture
     sampled: int = 512  # proposals a picture that the box head learns from
     least_score: float = 0.05  # below it nothing is detected
@@ -128,6 +129,8 @@ def build_mask_rcnn(backbone: Backbone, classes: int, settings: MaskRCNNSettings
         rpn_head=_RegionHead(
             width, len(settings.anchors) * len(settings.ratios), settings.rpn_convolutions
         ),
+        rpn_pre_nms_top_n_train=settings.candidates,
+        rpn_pre_nms_top_n_test=max(1, settings.candidates // 2),
         rpn_post_nms_top_n_train=settings.proposals,
         rpn_post_nms_top_n_test=settings.proposals,
         box_roi_pool=_pool(levels.strides, BOX_CELLS, settings.canonical),

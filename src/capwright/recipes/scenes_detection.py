@@ -22,13 +22,13 @@ from capwright.evaluate.transfer.detection_views import DetectionViews
 from capwright.evaluate.transfer.loop import Schedule
 
 SCHEDULE = Schedule(
-    steps=400,
+    steps=300,
     batch=12,
     learning_rate=1e-3,
     encoder_learning_rate=3e-4,
     layer_decay=0.75,
     weight_decay=0.05,
-    warmup_steps=40,
+    warmup_steps=30,
     shape="cosine",
     grad_clip=10.0,
 )
@@ -54,6 +54,7 @@ def config() -> TransferConfig:
                 canonical=112,
                 head_width=192,
                 mask_width=32,
+                candidates=300,
                 proposals=100,
                 sampled=48,
             ),
@@ -62,5 +63,5 @@ def config() -> TransferConfig:
             ),
             batch=25,
         ),
-        save_every=100,
+        save_every=50,
     )

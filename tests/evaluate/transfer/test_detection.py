@@ -1,5 +1,7 @@
 """Detection by transfer: the evaluation path, learning, continuation, whole runs, bad input."""
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 import object_sets
+from capwright.cli import group
 from capwright.core.errors import CapwrightError
 from capwright.datasets.coco_masks import decode_mask
 from capwright.dense.backbone import load_backbone
@@ -40,7 +44,14 @@ TINY_VIT = {
     "text_cfg": {"context_length": 12, "width": 16, "heads": 2, "layers": 1},
 }
 HEADS = MaskRCNNSettings(
-    width=24, anchors=(3, 4.5), canonical=56, head_width=48, mask_width=16, proposals=50, sampled=32
+    width=24,
+    anchors=(3, 4.5),
+    canonical=56,
+    head_width=48,
+    mask_width=16,
+    candidates=100,
+    proposals=50,
+    sampled=32,
 )
 SETTINGS = DetectionSettings(
     heads=HEADS, views=DetectionViews(short_sides=(48,), long_side=64), batch=4
@@ -169,13 +180,13 @@ def test_norms_of_the_encoder_stay_unless_asked() -> None:
 @pytest.mark.slow
 def test_a_few_pictures_are_learned_by_heart(tmp_path: Path) -> None:
     own = learner()
-    schedule = replace(SCHEDULE, steps=250, batch=6, learning_rate=3e-3, grad_clip=10.0)
+    schedule = replace(SCHEDULE, steps=200, batch=4, learning_rate=3e-3, grad_clip=10.0)
     schedule = replace(schedule, shape="cosine", warmup_steps=20)
     fit(
-        own, object_set(6), range(6), schedule, folder=tmp_path, seed=0, precision="fp32",
+        own, object_set(4), range(4), schedule, folder=tmp_path, seed=0, precision="fp32",
         save_every=1000, view=own.view,
     )  # fmt: skip
-    metrics, _ = measure(own.module, object_set(6), range(6), SETTINGS)
+    metrics, _ = measure(own.module, object_set(4), range(4), SETTINGS)
     assert metrics["box_ap50"] > 0.95 and metrics["mask_ap50"] > 0.95
     assert metrics["box_ap"] > 0.6 and metrics["mask_ap"] > 0.6
 
@@ -227,6 +238,12 @@ def test_a_run_writes_results_and_compare_says_how_sure_the_difference_is(tmp_pa
     row = next(row for row in compared.rows if row.metric == "box_ap")
     cell = row.cells[compared.columns[1]]
     assert cell.low is not None and cell.low <= cell.difference <= cell.high
+    asked = CliRunner().invoke(
+        group, ["compare", *map(str, files), "--resamples", "20", "--format", "csv"]
+    )
+    rows = list(csv.DictReader(io.StringIO(asked.output)))
+    (found,) = (r for r in rows if r["metric"] == "box_ap" and r["difference"])
+    assert (float(found["low"]), float(found["high"])) == (cell.low, cell.high)
 
 
 def test_training_pictures_without_any_object_are_refused() -> None:
