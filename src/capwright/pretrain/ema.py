@@ -43,5 +43,5 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move a teacher of the same build towards its student; buffers are taken over as they are."""
     for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
         old.lerp_(new.detach(), 1 - momentum)
-    for old, new in zip(teacher.buffers(), student.buffers(), strict=True):
-        old.copy_(new)
+    for kept, moved in zip(teacher.buffers(), student.buffers(), strict=True):
+        kept.copy_(moved)
