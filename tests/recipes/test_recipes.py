@@ -17,6 +17,7 @@ import tiny_teachers
 from capwright import recipes
 from capwright.experts import reinforce
 from capwright.models import init, towers
+from capwright.models.image_sizes import at_size
 from capwright.pretrain import engine
 from capwright.pretrain.config import PretrainConfig
 from capwright.pretrain.task import find_objective, reads_text
@@ -139,9 +140,9 @@ def test_the_hours_follow_from_the_pace_that_the_docstring_names(
     config, model = load_recipe(name), built(name)
 
     def image(of: Any, side: int) -> float:
-        return flops(
-            lambda x: towers.encode_image(of, x), torch.empty(1, 3, side, side, device="meta")
-        )
+        # the whole tower, as the peer computes it
+        with at_size(of.visual, side, side):
+            return flops(of.encode_image, torch.empty(1, 3, side, side, device="meta"))
 
     def text(of: Any) -> float:
         return flops(of.encode_text, torch.zeros(1, 77, dtype=torch.long, device="meta"))

@@ -21,7 +21,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, text: str | None) -> An
 
 @click.group()
 def command() -> None:
-    """Let an encoder learn a task from labels, by a recipe, and test it.
+    """Let an encoder learn a task from labels and test it.
 
     Example: capwright transfer segmentation scenes_segmentation --checkpoint runs/a --data scenes
     --out runs/a_seg --fractions 0.05,0.2,1 --seeds 3
