@@ -9,7 +9,10 @@ Shapes: B samples of this rank, V views, S stored side, H image side, N patches,
 P pairs, U different captions of the batch.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -165,17 +168,29 @@ def pixels_of(pixels_NSS3: NDArray[np.uint8]) -> Pixels:
 
 
 class PixelsFromTars:
-    """Pictures by byte offset, decoded as they are needed."""
+    """Pictures by byte offset, decoded as they are needed, by as many threads as torch has.
+
+    In a worker of a loader that is one. Threads are kept, since each keeps its files open.
+    """
 
     def __init__(self, index: pa.Table, size: int) -> None:
         self._index = index.select(["key", "file", "image_offset", "image_size", "image_column"])
         self._size, self._reader = size, ByteReader()
+        self._threads: dict[int, ThreadPoolExecutor] = {}  # by process: a fork inherits none
 
     def __call__(self, row_B: NDArray[np.int64]) -> NDArray[np.uint8]:
         """uint8 [B, S, S, 3]; CapwrightError for a picture that changed since it was indexed."""
         rows = self._index.take(row_B)
-        found = zip(rows["key"].to_pylist(), places(rows), strict=True)
-        return np.stack([self._decode(key, place) for key, place in found])
+        keys, found = rows["key"].to_pylist(), list(places(rows))
+        count = torch.get_num_threads()
+        if count == 1:
+            return np.stack(list(map(self._decode, keys, found)))
+        if os.getpid() not in self._threads:
+            self._threads[os.getpid()] = ThreadPoolExecutor(count, "decode")
+        return np.stack(list(self._threads[os.getpid()].map(self._decode, keys, found)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_threads": {}}
 
     def _decode(self, key: str, place: Place) -> NDArray[np.uint8]:
         try:

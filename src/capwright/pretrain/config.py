@@ -92,7 +92,7 @@ class PretrainConfig:
     resume: Literal["auto", "never"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"  # of many processes: whole models, or shards of one
     cache_pixels: bool = True  # decode once into WORK/pixels; False decodes as it goes
-    loader_workers: int = 0  # processes that prepare batches; 0 is a thread of the training process
+    loader_workers: int = 0  # processes that prepare batches; 0 is the training process itself
     threads: int | None = None  # of torch; None leaves its default
     log_every_steps: int = 10
     trackers: tuple[str, ...] = ()  # "tensorboard", "wandb", beside metrics.jsonl

@@ -13,14 +13,13 @@ samples and captions in the same order.
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from capwright.core.errors import CapwrightError
 from capwright.core.files import read_json, write_json
@@ -219,7 +218,7 @@ class _Run:
                 )
             )
         else:
-            source = _one_ahead(batches, steps)
+            source = (batches[step] for step in steps)
         for step in steps:
             began = time.monotonic()
             with profiling.phase("data"):
@@ -256,17 +255,6 @@ class _Run:
             )
         distributed.barrier(self.group)
         return checkpoint.find(folder)[-1]
-
-
-def _one_ahead(batches: Dataset[Batch], steps: Sequence[int]) -> Iterator[Batch]:
-    """The batches of `steps`, each made in a thread while the step before it computes."""
-    with ThreadPoolExecutor(1, "batches") as thread:
-        coming = [thread.submit(batches.__getitem__, step) for step in steps[:1]]
-        for step in steps[1:]:
-            batch = coming.pop().result()
-            coming.append(thread.submit(batches.__getitem__, step))
-            yield batch
-        yield from (last.result() for last in coming)
 
 
 def _read_summary(out: Path) -> PretrainSummary:
