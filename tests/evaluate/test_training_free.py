@@ -15,7 +15,13 @@ from capwright.evaluate.class_words import plain_words
 from capwright.evaluate.dense_metrics import segmentation_metrics
 from capwright.evaluate.outcomes import read_outcomes, values
 from capwright.evaluate.results import read_results
-from capwright.evaluate.training_free import TrainingFreeConfig, count, plan, run
+from capwright.evaluate.training_free import (
+    TrainingFreeConfig,
+    count,
+    plan,
+    run,
+    without_background,
+)
 
 METHODS = ("clip", "sclip", "contrast")
 
@@ -73,6 +79,33 @@ def test_the_words_of_the_scenes(toy_folders, tmp_path: Path) -> None:
     assert engineered.classes == (BACKGROUND, ("red apple",), ("blue berry",))
     assert plain.background == 1 and engineered.background == len(BACKGROUND)
     assert inference == inference_for(64)
+
+
+def test_things_alone_are_scored_without_their_background(toy_folders, tiny, tmp_path) -> None:
+    pictures = datasets.load("scenes", toy_folders["seen"])
+    things = without_background(pictures)
+    before, after = pictures[0].seg_HW, things[0].seg_HW
+    assert things.classes == ("apples", "berries") and after.dtype == np.uint8
+    assert set(np.unique(after)) == {0, 255}  # the first scene has apples alone
+    assert ((before == 1) == (after == 0)).all()
+    config = TrainingFreeConfig(
+        checkpoint=None, model=tiny, data=toy_folders["seen"], out=tmp_path / "a.json",
+        methods=("clip",), things=True,
+    )  # fmt: skip
+    run(config)
+    for row in read_results(config.out):
+        assert row.dataset == "scenes-things"
+        assert set(row.metrics) == {
+            "miou", "macc", "aacc", "classes_counted", "iou/apples", "iou/berries"
+        }  # fmt: skip
+
+
+def test_a_set_without_background_has_none_to_leave_out(voc: Path, tmp_path: Path) -> None:
+    config = TrainingFreeConfig(
+        checkpoint=None, data=voc, dataset="pascal-voc20", out=tmp_path / "a.json", things=True
+    )
+    with pytest.raises(CapwrightError, match="pascal-voc20 has no background to leave out"):
+        run(config)
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from scene_cutouts import make_cutouts
 
 def segmented(arm: str, method: str, seed: int, miou: float) -> dict[str, Any]:
     return {
-        "task": "training-free", "arm": arm, "seed": seed, "protocol": "sclip/v1",
-        "method": method, "metrics": {"miou": miou},
+        "task": "training-free", "dataset": "scenes-seen", "arm": arm, "seed": seed,
+        "protocol": "sclip/v1", "method": method, "metrics": {"miou": miou},
     }  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def test_arms_are_pretrained_and_measured(tmp_path: Path) -> None:
     )
     found = study.run(config)
     rows = found["training_free"]
-    assert len(rows) == 2 * 2 * len(METHODS)  # arms, protocols
+    assert len(rows) == 2 * 2 * 2 * len(METHODS)  # arms, protocols, with background or not
     assert all(0 <= row["miou"]["mean"] <= 1 for row in rows)
     rows = {(row["task"], row["arm"], row["fraction"]): row for row in found["transfer"]}
     assert len(rows) == 3 * (3 * 2 + 1)  # detection has one fraction
@@ -123,4 +123,4 @@ def test_arms_are_pretrained_and_measured(tmp_path: Path) -> None:
     again = study.run(config)
     assert again["cells"] == json.loads(json.dumps(found["cells"]))
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert (config.out / "results.md").read_text().count("\n| `sclip`") == 1
+    assert (config.out / "results.md").read_text().count("\n| `sclip`") == 2

@@ -162,6 +162,7 @@ def classification(**options: Any) -> None:
 @click.option("--dataset", default="scenes", show_default=True, help="Name: capwright data list.")
 @click.option("--split", help="Part of the set; the usual one without.")
 @click.option("--method", "methods", multiple=True, help="Repeatable; all methods without.")
+@click.option("--things", is_flag=True, help="Leave the background out, as VOC with 20 classes.")
 @click.option("--samples", type=click.IntRange(min=1), help="First so many pictures; all without.")
 def training_free(methods: tuple[str, ...], **options: Any) -> None:
     """Segmentation from words alone, by every method and under two protocols."""

@@ -4,6 +4,9 @@
 the classes' own names and one setting for all sets (docs/protocols/training-free-v1.md). Names
 alone move the numbers more than most methods do, so both are always reported.
 
+A set with a background can be measured with its things alone, as Pascal VOC is reported with 21
+and with 20 classes: the background is ignored and has no words.
+
 Reads a checkpoint and a data set (`capwright data list`). Writes OUT (results, one a protocol and
 method) and beside it .npz with what each picture contributed (outcomes.py). Run:
 `capwright evaluate training-free CHECKPOINT --dataset NAME --data FOLDER --out OUT`.
@@ -26,7 +29,7 @@ from capwright import datasets
 from capwright.core.errors import CapwrightError
 from capwright.core.progress import Progress
 from capwright.datasets.labelled import load_dense
-from capwright.datasets.sets import SegmentationItem, SegmentationSet
+from capwright.datasets.sets import IGNORE, SegmentationItem, SegmentationSet
 from capwright.dense.training_free import METHODS, find_method
 from capwright.dense.training_free.segmenter import (
     Inference,
@@ -62,6 +65,7 @@ class TrainingFreeConfig:
     dataset: str = "scenes"
     split: str | None = None  # None: the usual one
     label: str = ""  # of the set in the results; "": its name and split
+    things: bool = False  # leave the background out
     methods: tuple[str, ...] = METHODS
     samples: int | None = None  # first so many pictures; None: all
     model: str | Mapping[str, Any] = "nano"  # towers without a checkpoint
@@ -132,6 +136,8 @@ def measure(
             f"{config.dataset} has no class at every pixel: choose a set for segmentation, such as "
             "ade20k or pascal-voc21"
         )
+    if config.things and not pictures.has_background:
+        raise CapwrightError(f"{config.dataset} has no background to leave out: things=false")
     if embeddings is None:
         encoder = load_encoder(config.checkpoint, model=config.model, seed=config.seed)
         embeddings = Embeddings(encoder)
@@ -141,14 +147,34 @@ def measure(
     outcomes: list[Outcomes] = []
     for protocol in PROTOCOLS:
         vocabulary, inference = plan(config, pictures, protocol, encoder.image_size)
+        if config.things:
+            vocabulary = Vocabulary(classes=vocabulary.classes[1:])
+            inference = replace(inference, area_threshold=0.0, probability_threshold=0.0)
         texts_QE = text_vectors(embeddings.text_embeddings, vocabulary)
-        found = count(encoder, pictures, number, vocabulary, texts_QE, config.methods, inference)
+        scored = without_background(pictures) if config.things else pictures
+        found = count(encoder, scored, number, vocabulary, texts_QE, config.methods, inference)
         for method, counts in found.items():
             options = {"method": method, "pictures": number, "inference": inference}
-            metrics = _metrics(pictures, counts.confusion_CC)
+            metrics = _metrics(scored, counts.confusion_CC)
             results.append(_result(config, encoder, protocol, options, metrics))
             outcomes.append(counts.outcomes(pictures.keys[:number]))
     return results, outcomes
+
+
+def without_background(pictures: SegmentationSet) -> SegmentationSet:
+    """The set with class 0 ignored and the others a number lower."""
+    read = _Things(pictures)
+    return replace(pictures, read=read, classes=pictures.classes[1:], has_background=False)
+
+
+@dataclass(frozen=True)
+class _Things:
+    pictures: SegmentationSet
+
+    def __call__(self, index: int) -> SegmentationItem:
+        item = self.pictures[index]
+        seg_HW = np.where(item.seg_HW == IGNORE, 0, item.seg_HW) - np.uint8(1)  # 0 becomes 255
+        return replace(item, seg_HW=seg_HW)
 
 
 def plan(
@@ -235,8 +261,9 @@ def _result(
     metrics: Mapping[str, float | None],
 ) -> Result:
     split = f"-{config.split}" if config.split else ""
+    things = "-things" if config.things else ""
     return Result(
-        dataset=config.label or f"{config.dataset}{split}",
+        dataset=(config.label or f"{config.dataset}{split}") + things,
         model=encoder.name,
         pretrained=encoder.pretrained,
         task="training_free_segmentation",

@@ -208,20 +208,22 @@ def measure(config: DenseStudyConfig, cell: Cell) -> None:
 
 
 def training_free(config: DenseStudyConfig, cell: Cell) -> None:
-    """Every method under both protocols."""
+    """Every method under both protocols, with the background and without."""
     from capwright.evaluate import training_free as stage
 
-    out = cell.folder(config) / "results.json"
-    if not out.exists():
-        stage.run(
-            stage.TrainingFreeConfig(
-                checkpoint=config.encoder(cell.arm, cell.seed),
-                data=config.scenes.out / "work" / TEST,
-                out=out,
-                label=f"scenes-{TEST}",
-                seed=cell.seed,
+    for name, things in (("results.json", False), ("things.json", True)):
+        out = cell.folder(config) / name
+        if not out.exists():
+            stage.run(
+                stage.TrainingFreeConfig(
+                    checkpoint=config.encoder(cell.arm, cell.seed),
+                    data=config.scenes.out / "work" / TEST,
+                    out=out,
+                    label=f"scenes-{TEST}",
+                    things=things,
+                    seed=cell.seed,
+                )
             )
-        )
 
 
 def transfer(config: DenseStudyConfig, cell: Cell) -> None:
@@ -284,7 +286,7 @@ def read_cells(out: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for folder in sorted((out / "cells").glob("*/*/*")):
         task, arm, seed = folder.parts[-3:]
-        files = "results.json" if task == TRAINING_FREE else "*/*/result.json"
+        files = "*.json" if task == TRAINING_FREE else "*/*/result.json"
         for row in (row for file in sorted(folder.glob(files)) for row in read_results(file)):
             found.append({"task": task, "arm": arm, "seed": int(seed), **_cell(row)})
     return found
@@ -296,7 +298,7 @@ def _cell(row: Result) -> dict[str, Any]:
     kept = {name: row.options[name] for name in options if name in row.options}
     metrics = {name: number for name, number in row.metrics.items() if "/" not in name}
     protocol = f"{row.protocol.name}/{row.protocol.version}"
-    return {"protocol": protocol, **kept, "metrics": metrics}
+    return {"dataset": row.dataset, "protocol": protocol, **kept, "metrics": metrics}
 
 
 @click.command(context_settings={"show_default": True})

@@ -2,8 +2,8 @@
 
 A difference is the mean over seeds of paired differences: the same seed has the same first weights,
 the same order of pictures and the same labelled scenes. Reads and writes nothing. A cell is a
-mapping with task, arm, seed, metrics and, for segmentation from words, protocol and method, or for
-transfer the fraction of the labelled scenes and how many items that is.
+mapping with task, arm, seed, dataset, metrics and, for segmentation from words, protocol and
+method, or for transfer the fraction of the labelled scenes and how many items that is.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,25 +42,27 @@ HEADLINES = (
 
 
 def training_free(cells: Sequence[Cell]) -> list[Row]:
-    """mIoU of every arm, protocol and method, and how far it is above CLIP as it is."""
-    miou: dict[tuple[str, str, str], dict[int, float]] = {}
+    """mIoU of every set, arm, protocol and method, and how far it is above CLIP as it is."""
+    miou: dict[tuple[str, str, str, str], dict[int, float]] = {}
     for cell in cells:
         if cell["task"] == TRAINING_FREE:
-            key = (cell["arm"], cell["protocol"], cell["method"])
+            key = (cell["dataset"], cell["arm"], cell["protocol"], cell["method"])
             miou.setdefault(key, {})[cell["seed"]] = cell["metrics"]["miou"]
-    return [
-        {
-            "arm": arm,
-            "protocol": protocol,
-            "method": method,
-            "seeds": sorted(by_seed),
-            "miou": summary(by_seed.values()),
-            "above": difference(by_seed, miou.get((arm, protocol, REFERENCE), {}))
-            if method != REFERENCE
-            else None,
-        }
-        for (arm, protocol, method), by_seed in miou.items()
-    ]
+    rows: list[Row] = []
+    for (dataset, arm, protocol, method), by_seed in miou.items():
+        clip = miou.get((dataset, arm, protocol, REFERENCE), {})
+        rows.append(
+            {
+                "dataset": dataset,
+                "arm": arm,
+                "protocol": protocol,
+                "method": method,
+                "seeds": sorted(by_seed),
+                "miou": summary(by_seed.values()),
+                "above": difference(by_seed, clip) if method != REFERENCE else None,
+            }
+        )
+    return rows
 
 
 def transfer(cells: Sequence[Cell]) -> list[Row]:
@@ -123,8 +125,10 @@ def difference(own: Mapping[int, float], other: Mapping[int, float]) -> Row | No
 def markdown(found: Mapping[str, Any]) -> str:
     """All tables, for the rows that there are."""
     parts = []
-    if found["training_free"]:
-        parts += ["## Segmentation from words", training_free_table(found["training_free"])]
+    words = found["training_free"]
+    for dataset in dict.fromkeys(row["dataset"] for row in words):
+        own = [row for row in words if row["dataset"] == dataset]
+        parts += [f"## Segmentation from words: {dataset}, mIoU in %", training_free_table(own)]
     if found["transfer"]:
         parts.append("## Transfer")
     for headline in HEADLINES:
