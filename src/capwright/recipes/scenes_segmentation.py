@@ -9,9 +9,9 @@ scenes of your own, name the folders: `--set train_split=labelled --set 'test_sp
 a frozen encoder: `--set segmentation.head=linear --set schedule.encoder_learning_rate=0`; nearest
 patches: `--set segmentation.head=knn`.
 
-Published: nothing, the scenes are this project's. Everything here is ours; the rates are those of
-dense-probe/v1. Pictures come at 64 pixels, the side of the small towers; labels are scored as
-stored.
+Published: nothing, the scenes are this project's. Everything here is ours; the rates and the
+weights of rare classes are those of dense-probe/v1. Pictures come at 64 pixels, the side of the
+small towers; labels are scored as stored.
 """
 
 from dataclasses import replace
@@ -51,7 +51,10 @@ def config() -> TransferConfig:
             head="upernet",
             width=48,
             pyramid_width=32,
-            views=ViewSettings(side=64, short_side=64, scale=(0.75, 1.5), most_of_one=0.95),
+            class_balance=0.5,
+            views=ViewSettings(
+                side=64, short_side=64, scale=(1.0, 1.25), most_of_one=1.0, colours=False
+            ),
             read_out=ReadOut(short_side=64, window=0, batch=50),
         ),
         save_every=60,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from capwright.core.errors import CapwrightError
@@ -17,6 +18,7 @@ from capwright.datasets.sets import IGNORE, SegmentationItem
 from capwright.dense.backbone import load_backbone
 from capwright.dense.pixel_model import PixelModel
 from capwright.evaluate.dense_metrics import confusion_matrix, segmentation_metrics
+from capwright.evaluate.dense_training import DenseLoss, ProbeRecipe
 from capwright.evaluate.outcomes import values
 from capwright.evaluate.transfer import nearest_patches
 from capwright.evaluate.transfer.augment import ViewSettings
@@ -26,6 +28,7 @@ from capwright.evaluate.transfer.segmentation import (
     SegmentationLearner,
     SegmentationSettings,
     build,
+    class_weights,
     cross_entropy,
     measure,
     require_batches,
@@ -137,6 +140,32 @@ def test_the_loss_is_the_mean_over_labelled_pixels_and_a_share_of_the_auxiliarys
         chosen = logits.double().log_softmax(dim=1).gather(1, seg.long().clamp(max=2)[:, None])
         parts.append(-chosen[:, 0][seg != IGNORE].mean())
     assert loss.item() == pytest.approx((parts[0] + 0.4 * parts[1]).item(), rel=1e-5)
+
+
+def test_rare_classes_weigh_more_as_in_the_dense_probe(toy_scenes: Any) -> None:
+    scenes = toy_scenes(6)
+    scenes.seg_NSS[:, :3] = IGNORE
+
+    def read(index: int) -> SegmentationItem:
+        image = Image.fromarray(scenes.images_NSS3[index])
+        return SegmentationItem(key=str(index), image=image, seg_HW=scenes.seg_NSS[index])
+
+    pictures = replace(squares(6), read=read)
+    expected = DenseLoss(scenes, ProbeRecipe()).class_weight_C
+    found = class_weights(pictures, range(6), 0.5)
+    assert found is not None
+    torch.testing.assert_close(found, expected)
+    assert class_weights(pictures, range(6), 0.0) is None
+
+    torch.manual_seed(0)
+    model = build(load_backbone(None, model="nano"), replace(SETTINGS, head="linear"), 3).eval()
+    items = [(torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8), torch.zeros(32, 32).byte())]
+    items[0][1][:8] = 1
+    loss = SegmentationLearner(model, SETTINGS, found).loss(items, np.random.default_rng(0))
+    logs = model(model.backbone.normalised(items[0][0][None])).log_softmax(dim=1)[0]
+    seg = items[0][1].long()
+    each = -logs.gather(0, seg[None])[0] * found[seg]
+    assert loss.item() == pytest.approx((each.sum() / found[seg].sum()).item(), rel=1e-5)
 
 
 def test_no_label_is_no_loss() -> None:
@@ -274,6 +303,8 @@ def test_patches_of_a_picture_that_is_no_multiple_have_their_cells() -> None:
 def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(CapwrightError, match="head 'unet': allowed are upernet"):
         replace(SETTINGS, head="unet")  # type: ignore[arg-type]
+    with pytest.raises(CapwrightError, match="class_balance=-1"):
+        replace(SETTINGS, class_balance=-1)
     with pytest.raises(CapwrightError, match="neighbours=0"):
         replace(SETTINGS, neighbours=0)
     with pytest.raises(CapwrightError, match="cannot move by 0"):

@@ -7,8 +7,10 @@ hierarchical encoder; BatchNorm and a 1x1 convolution (`linear`); the nearest la
 (`knn`, arXiv 2306.01667), which learns nothing.
 
 The loss is the mean cross-entropy over labelled pixels, and `auxiliary_weight` times that of the
-auxiliary head. Test pictures are resized to a shorter side, seen whole or through windows whose
-logits are averaged, enlarged to the labels' size, and scored by dense_metrics.py.
+auxiliary head; with `class_balance` b a class weighs as its share of the training pixels to the -b,
+scaled to a mean of 1 over pixels. Test pictures are resized to a shorter side, seen whole or
+through windows whose logits are averaged, enlarged to the labels' size, and scored by
+dense_metrics.py.
 
 Shapes: B pictures, S side of a view, H and W of the labels, h and w as seen, C classes.
 """
@@ -46,6 +48,7 @@ from capwright.pretrain.precision import Precision, arithmetic
 
 PROTOCOL = Protocol(name="transfer-segmentation", version="v1")
 HEADS = ("upernet", "semantic_fpn", "linear", "knn")
+LEAST_SHARE = 1e-6  # of a class's pixels, where the rare ones weigh more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,7 @@ class SegmentationSettings:
     dropout: float = 0.1
     auxiliary_weight: float = 0.4  # of UperNet's FCN head; 0: none
     auxiliary_level: int = 2  # of the pyramid, from the finest
+    class_balance: float = 0.0  # a class's weight in the loss is its share of pixels to the -this
     neighbours: int = NEIGHBOURS  # of knn
     temperature: float = TEMPERATURE
     kept_patches: int = 100_000  # at most, of all training pictures
@@ -93,6 +97,11 @@ class SegmentationSettings:
     def __post_init__(self) -> None:
         if self.head not in HEADS:
             raise CapwrightError(f"segmentation head {self.head!r}: allowed are {', '.join(HEADS)}")
+        if self.class_balance < 0 or self.auxiliary_weight < 0:
+            raise CapwrightError(
+                f"class_balance={self.class_balance}, auxiliary_weight={self.auxiliary_weight}: "
+                "both are at least 0"
+            )
         if self.neighbours < 1 or self.kept_patches < 1 or self.temperature <= 0:
             raise CapwrightError(
                 f"neighbours={self.neighbours}, kept_patches={self.kept_patches}, temperature="
@@ -121,18 +130,40 @@ def build(backbone: Backbone, settings: SegmentationSettings, classes: int) -> P
     return PixelModel(backbone, pyramid, upernet, auxiliary)
 
 
-def cross_entropy(logits_BCHW: Tensor, seg_BHW: Tensor) -> Tensor:
-    """Mean over labelled pixels; 0, with a gradient of 0, without any."""
+def cross_entropy(logits_BCHW: Tensor, seg_BHW: Tensor, weight_C: Tensor | None = None) -> Tensor:
+    """Weighted mean over labelled pixels; 0, with a gradient of 0, without any."""
     if not (seg_BHW != IGNORE).any():
         return logits_BCHW.sum() * 0.0
-    return F.cross_entropy(logits_BCHW.float(), seg_BHW.long(), ignore_index=IGNORE)
+    return F.cross_entropy(logits_BCHW.float(), seg_BHW.long(), weight_C, ignore_index=IGNORE)
+
+
+def class_weights(
+    pictures: SegmentationSet, numbers: Sequence[int], balance: float
+) -> Tensor | None:
+    """Weights of the classes [C] by their shares of the pixels of `numbers`; None for balance 0.
+
+    Reads every label once. A class without a pixel weighs as one of a millionth of them.
+    """
+    if not balance:
+        return None
+    counts_C = np.zeros(IGNORE + 1, np.int64)
+    with Progress("count classes", len(numbers), "pictures") as progress:
+        for item in in_order(pictures.__getitem__, numbers, ahead=16):
+            counts_C += np.bincount(item.seg_HW.ravel(), minlength=IGNORE + 1)
+            progress.advance()
+    share_C = counts_C[: len(pictures.classes)] / max(1, counts_C[:IGNORE].sum())
+    weight_C = np.maximum(share_C, LEAST_SHARE) ** -balance
+    return torch.from_numpy(weight_C / max(LEAST_SHARE, (weight_C * share_C).sum())).float()
 
 
 class SegmentationLearner:
     """What the training loop needs (loop.Learner), with the view of an item."""
 
-    def __init__(self, model: PixelModel, settings: SegmentationSettings) -> None:
+    def __init__(
+        self, model: PixelModel, settings: SegmentationSettings, weight_C: Tensor | None = None
+    ) -> None:
         self.module, self.auxiliary_weight = model, settings.auxiliary_weight
+        self.weight_C = weight_C
         red, green, blue = (round(255 * value) for value in model.backbone.mean)
         self.view = LearningView(settings=settings.views, fill=(red, green, blue))
 
@@ -141,9 +172,10 @@ class SegmentationLearner:
         device = next(self.module.parameters()).device
         pixels_B3SS, seg_BSS = (torch.stack(part).to(device) for part in zip(*items, strict=True))
         logits, auxiliary = self.module.both(self.module.backbone.normalised(pixels_B3SS))
-        loss = cross_entropy(logits, seg_BSS)
+        weight_C = None if self.weight_C is None else self.weight_C.to(device)
+        loss = cross_entropy(logits, seg_BSS, weight_C)
         if auxiliary is not None:
-            loss = loss + self.auxiliary_weight * cross_entropy(auxiliary, seg_BSS)
+            loss = loss + self.auxiliary_weight * cross_entropy(auxiliary, seg_BSS, weight_C)
         return loss
 
 

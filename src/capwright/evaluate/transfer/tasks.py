@@ -32,7 +32,8 @@ def segment(run: Run) -> dict[str, Measured]:
         segmentation.require_batches(settings, run.config.schedule_used.batch)
         with run.seeded():
             model = segmentation.build(backbone, settings, len(train.classes))
-        learner = segmentation.SegmentationLearner(model, settings)
+        weight_C = segmentation.class_weights(train, run.numbers, settings.class_balance)
+        learner = segmentation.SegmentationLearner(model, settings, weight_C)
         run.fit(learner, learner.view)
     return run.each_split(lambda test, chosen: segmentation.measure(model, test, chosen, settings))
 
