@@ -1,4 +1,4 @@
-"""A tiny CLIP and a tiny plan, built here."""
+"""Two tiny CLIPs, one with timm's image tower and one with open_clip's, and a tiny plan."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from capwright.adapt.mirror_depth import Config
 from capwright.evaluate.encoder import Encoder, load_encoder
 from capwright.evaluate.transfer.loop import Schedule
 from capwright.evaluate.transfer.pixel_values import ReadOut
+from capwright.evaluate.transfer.pixel_views import ViewSettings
 
 CLIP: dict[str, Any] = {
     "embed_dim": 16,
@@ -21,11 +22,22 @@ CLIP: dict[str, Any] = {
     },
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 2},
 }
+SMALLER: dict[str, Any] = {
+    **CLIP,
+    "vision_cfg": {
+        "layers": 4, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 32,
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def clip_config() -> dict[str, Any]:
+    return CLIP
 
 
 @pytest.fixture
@@ -38,8 +50,8 @@ def encoder() -> Encoder:
 @pytest.fixture
 def plan(tmp_path: Path) -> Config:
     return Config(
-        checkpoint=None, model=CLIP, data=tmp_path / "scenes", out=tmp_path / "out",
+        checkpoint=None, model=SMALLER, data=tmp_path / "scenes", out=tmp_path / "out",
         dataset="scenes", tokens=5, width=8, most_m=20.0, precision="fp32",
-        read_out=ReadOut(batch=4),
-        schedule=Schedule(steps=6, batch=3, learning_rate=1e-3), save_every=2,
+        views=ViewSettings(short_side=32), read_out=ReadOut(batch=8), test_pictures=8,
+        schedule=Schedule(steps=4, batch=3, learning_rate=1e-3), save_every=2,
     )  # fmt: skip

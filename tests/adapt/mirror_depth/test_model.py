@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,11 +154,10 @@ def test_arms_of_a_seed_begin_with_the_same_decoder(encoder: Encoder, plan: Conf
     assert not torch.equal(other[weight], states[0][weight])
 
 
-def test_a_hierarchical_tower(plan: Config) -> None:
+def test_a_hierarchical_tower(plan: Config, clip_config: dict[str, Any]) -> None:
     """Maps of several strides: a small ConvNeXt-like tower of this project."""
-    clip = copy.deepcopy(dict(plan.model))  # type: ignore[arg-type]
-    clip["vision_cfg"] = {**clip["vision_cfg"], "timm_model_name": "capwright_mci_nano_s8"}
-    encoder = load_encoder(None, model=clip, seed=0)
+    vision = {**clip_config["vision_cfg"], "timm_model_name": "capwright_mci_nano_s8"}
+    encoder = load_encoder(None, model={**clip_config, "vision_cfg": vision}, seed=0)
     encoder.model.requires_grad_(False)
     model = build(encoder, plan, MIRROR, most_m=20.0, seed=0).eval()
     assert len(set(model.backbone.strides)) > 1

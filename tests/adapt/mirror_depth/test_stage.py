@@ -35,7 +35,7 @@ def test_every_arm_and_seed_has_its_numbers(scenes: Config) -> None:
     assert arms == [*((arm, 0) for arm in ARMS), *((arm, 1) for arm in ARMS[:-1])]
     assert set(read_outcomes(scenes.out / "results.npz")) == set(range(9))
     for result in results:
-        assert result.protocol.name == "transfer-depth" and result.options["pictures"] == 24
+        assert result.protocol.name == "transfer-depth" and result.options["pictures"] == 8
         assert all(np.isfinite(list(map(float, result.metrics.values()))))  # type: ignore[arg-type]
     table = (scenes.out / "results.md").read_text().splitlines()
     assert len(table) == 2 + len(ARMS)
