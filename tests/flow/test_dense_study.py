@@ -118,9 +118,11 @@ def test_arms_are_pretrained_and_measured(tmp_path: Path) -> None:
     assert rows["depth", "quality", 0.5]["items"] == 10
     assert all(row["value"]["mean"] >= 0 for row in found["transfer"])
     assert "<svg" in (config.out / "segmentation-miou.svg").read_text()
-    written = sorted((config.out / "cells").rglob("*.json"))
-    before = {path: path.stat().st_mtime_ns for path in written}
+    cells = config.out / "cells"
+    measured = [*(cells / study.TRAINING_FREE).rglob("*.json"), *cells.rglob("result.json")]
+    before = {path: path.stat().st_mtime_ns for path in measured}
+    assert len(before) == 2 * 2 + 3 * (3 * 2 + 1)
     again = study.run(config)
     assert again["cells"] == json.loads(json.dumps(found["cells"]))
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {path: path.stat().st_mtime_ns for path in measured} == before
     assert (config.out / "results.md").read_text().count("\n| `sclip`") == 2
