@@ -182,7 +182,8 @@ def value(found: Mapping[str, Any] | None, scale: float, digits: int, sign: str 
     """`12.3 ± 0.4`; empty where nothing was measured."""
     if found is None:
         return ""
-    text = f"{scale * found['mean']:{sign}.{digits}f}"
+    mean = round(scale * found["mean"], digits) + 0.0  # no -0.0
+    text = f"{mean:{sign}.{digits}f}"
     half = found["interval95"]
     return text if half is None else f"{text} ± {scale * half:.{digits}f}"
 
