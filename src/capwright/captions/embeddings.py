@@ -147,8 +147,8 @@ def _embedder(model: str) -> Any:
     """A function from pictures (None: unreadable) to float16 unit vectors [B, E]."""
     import torch
 
-    from capwright.captions.describe.local_models import pick_device
     from capwright.models import towers
+    from capwright.models.devices import pick_device
 
     device = pick_device("auto")
     tower, preprocess, _ = towers.load(model)

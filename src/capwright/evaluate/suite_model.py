@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from capwright.core.errors import CapwrightError
 from capwright.dense.training_free import METHODS, find_method
 from capwright.evaluate.dense_training import MODES, Mode, ProbeRecipe
@@ -21,6 +19,7 @@ from capwright.evaluate.encoder import load_encoder
 from capwright.evaluate.outcomes import Outcomes
 from capwright.evaluate.results import Protocol, Result, code_revision
 from capwright.models import towers
+from capwright.models.devices import pick_device
 
 Suite = Literal["zero-shot", "retrieval", "dense", "all"]
 SUITES: tuple[Suite, ...] = ("zero-shot", "retrieval", "dense", "all")
@@ -91,8 +90,7 @@ class Model:
         """Loads the model."""
         config = self.config
         encoder = load_encoder(self.checkpoint, model=config.model, seed=config.seed)
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-        encoder.model.to(found if config.device == "auto" else config.device)
+        encoder.model.to(pick_device(config.device))
         return Embeddings(encoder, batch=config.batch)
 
     def result(

@@ -27,11 +27,11 @@ from capwright.captions.describe.local_models import (
     Precision,
     folder_revision,
     out_of_memory,
-    pick_device,
     pick_dtype,
 )
 from capwright.core.errors import CapwrightError
 from capwright.experts.protocol import Facts
+from capwright.models.devices import pick_device
 from capwright.pretrain.labels import IGNORE, MAX_CLASSES, METRIC, RELATIVE
 
 METRIC_KINDS = ("glpn", "zoedepth", "depth_pro")

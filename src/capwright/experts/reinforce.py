@@ -33,7 +33,7 @@ from PIL import Image
 from torch import Tensor
 
 from capwright.captions.candidates import Candidate, candidates, caption_stages
-from capwright.captions.describe.local_models import folder_revision, pick_device
+from capwright.captions.describe.local_models import folder_revision
 from capwright.captions.runner import (
     FAILED,
     Rows,
@@ -50,6 +50,7 @@ from capwright.core.errors import CapwrightError
 from capwright.corpus.pictures import PictureError, open_picture
 from capwright.corpus.places import ByteReader, Place, places
 from capwright.models import towers
+from capwright.models.devices import pick_device
 from capwright.pretrain.reinforcement import FIELDS, pack
 from capwright.pretrain.replay import Augmentation, draw, dump, replay
 

@@ -40,6 +40,7 @@ from capwright.evaluate.results import (
 from capwright.evaluate.transfer.depth import PROTOCOL, Scoring, measure, quantity, scoring
 from capwright.evaluate.transfer.loop import STATE, fit
 from capwright.evaluate.transfer.pixel_values import LOOKED_AT, PixelLearner, require_known
+from capwright.models.devices import pick_device
 
 RESULTS, OUTCOMES = "results.json", "results.npz"
 TASK = "mirror_depth"
@@ -98,7 +99,7 @@ def measure_arm(config: Config, train: DepthSet, test: DepthSet, seed: int, arm:
     else:
         usual_m = usual_depth(train, numbers, caps)
         model = build(encoder, config, arm, most_m=caps.most_m, seed=seed, usual_m=usual_m)
-    device = _device(config.device)
+    device = pick_device(config.device)
     encoder.model.to(device)
     model.to(device)
     learned = trained_parameters(model)
@@ -205,9 +206,3 @@ def _joined(config: Config) -> Summary:
         seeds=config.seeds,
         out=config.out,
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)

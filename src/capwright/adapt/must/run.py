@@ -44,6 +44,7 @@ from capwright.evaluate.transfer.vectors import check_label
 from capwright.evaluate.zero_shot import templates_of
 from capwright.export import open_clip_folder
 from capwright.export.source import Source, load_source
+from capwright.models.devices import pick_device
 from capwright.pretrain.distributed import ALONE, Group, barrier, join
 from capwright.pretrain.precision import arithmetic
 
@@ -89,7 +90,7 @@ class Adaptation:
 
     def __init__(self, config: Config, group: Group = ALONE) -> None:
         self.config, self.group = config, group
-        self.device = _device(config.device)
+        self.device = pick_device(config.device)
         self.train = _classification(config, config.train_split)
         self.test = _classification(config, config.test_split)
         if self.train.classes != self.test.classes:
@@ -276,11 +277,3 @@ def _grid(visual: Any, size: int) -> tuple[int, int]:
     parameter = next(visual.parameters())
     blank = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
     return open_up(visual).embed(blank)[1]
-
-
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")

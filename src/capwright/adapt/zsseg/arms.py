@@ -37,6 +37,7 @@ from capwright.evaluate.results import Protocol, Result, code_revision, write_re
 from capwright.evaluate.training_free import Counts
 from capwright.evaluate.transfer.loop import Schedule, fit
 from capwright.evaluate.transfer.reading import in_order
+from capwright.models.devices import pick_device
 
 PROTOCOL = Protocol(name="zsseg", version="v1")
 Labelled = tuple[SegmentationItem, dict[str, NDArray[np.uint8]]]  # an item, answers by reading
@@ -111,7 +112,7 @@ def prepare(config: Config, seed: int) -> Scene:
             f"{len(test.classes)}, or in another order: take both from one set"
         )
     encoder = load_encoder(config.checkpoint, model=config.model, seed=seed)
-    device = _device(config.device)
+    device = pick_device(config.device)
     encoder.model.eval().requires_grad_(False).to(device)
     number = min(len(train), config.train_pictures or len(train))
     kept = max(1, round(config.validation * number))
@@ -296,9 +297,3 @@ def _named(part: str, readings: dict[str, dict[str, float | None]]) -> dict[str,
 
 def _seen(scene: Scene) -> Tensor:
     return torch.from_numpy(scene.split.is_seen_C).to(scene.device)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)

@@ -34,7 +34,6 @@ from capwright.captions.describe.local_models import (
     folder_revision,
     not_too_narrow,
     out_of_memory,
-    pick_device,
     pick_dtype,
 )
 from capwright.captions.describe.protocol import Caption, Describer
@@ -48,6 +47,7 @@ from capwright.captions.describe.sampling import (
 )
 from capwright.core.errors import CapwrightError
 from capwright.models import towers
+from capwright.models.devices import pick_device
 
 
 @dataclass(frozen=True, kw_only=True)

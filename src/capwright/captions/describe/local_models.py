@@ -1,4 +1,4 @@
-"""What captioners that run on this machine share: where, in which precision, which weights."""
+"""What captioners that run on this machine share: in which precision, which weights."""
 
 import hashlib
 from pathlib import Path
@@ -14,22 +14,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 LONGEST = 16  # sides of a picture; beyond it models resize to absurd sizes
 HEAD_BYTES = 1 << 20  # of a weights file; the first matrices tell two trainings apart
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto" is the GPU where there is one; otherwise torch's name of a device, checked."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CapwrightError(
-            f"device {name!r} cannot be used ({reason}): "
-            'allowed are "auto", "cpu", "cuda" and "cuda:N" where torch finds that GPU'
-        ) from error
-    return device
 
 
 def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:

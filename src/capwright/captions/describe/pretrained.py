@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from capwright.captions.describe.local_models import (
     Precision,
     folder_revision,
-    pick_device,
     pick_dtype,
 )
 from capwright.core.errors import CapwrightError
+from capwright.models.devices import pick_device
 
 
 @dataclass(frozen=True)

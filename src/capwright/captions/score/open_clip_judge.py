@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from capwright.captions.describe.local_models import folder_revision, not_too_narrow, pick_device
+from capwright.captions.describe.local_models import folder_revision, not_too_narrow
 from capwright.captions.runner import FAILED
 from capwright.captions.score.calibration import shuffled
 from capwright.captions.score.judge import (
@@ -35,6 +35,7 @@ from capwright.corpus.index import load_shard, shard_sizes
 from capwright.corpus.pictures import PictureError, open_picture
 from capwright.corpus.places import ByteReader, Place, places
 from capwright.models import towers
+from capwright.models.devices import pick_device
 
 BLOCK = 1024  # pictures whose texts are encoded together
 MAX_SIDE = 768  # pixels of the longer side to which pictures are decoded, and

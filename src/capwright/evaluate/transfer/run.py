@@ -14,6 +14,7 @@ from capwright.dense.backbone import Backbone, Depths, Origin, load_backbone, se
 from capwright.evaluate.outcomes import Outcomes
 from capwright.evaluate.transfer.config import SCRATCH, TransferConfig
 from capwright.evaluate.transfer.loop import Learner, View, fit
+from capwright.models.devices import pick_device
 from capwright.pretrain.draws import name_seed
 
 WEIGHTS = "model.safetensors"
@@ -35,8 +36,7 @@ class Run:
     @property
     def device(self) -> torch.device:
         """Where all is computed."""
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(found if self.config.device == "auto" else self.config.device)
+        return pick_device(self.config.device)
 
     @property
     def split_numbers(self) -> dict[str, range]:
