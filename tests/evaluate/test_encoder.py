@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from capwright.core.errors import CapwrightError
-from capwright.evaluate.encoder import layered_parameters, load_encoder, samples_seen
+from capwright.dense.layerwise import layered_parameters
+from capwright.evaluate.encoder import load_encoder, samples_seen
 from capwright.models import towers
 
 

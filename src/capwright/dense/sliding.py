@@ -51,7 +51,7 @@ def slide(
 
 def starts(length: int, window: int, stride: int) -> list[int]:
     """Where windows begin along a side, so that they cover it and none leaves it."""
-    last = length - window
+    last = max(0, length - window)
     return [*range(0, last, stride), last]
 
 

@@ -25,8 +25,9 @@ from capwright.core.errors import CapwrightError
 from capwright.core.progress import Progress
 from capwright.datasets.labelled import IGNORE, LabelledScenes, nearest
 from capwright.dense.heads import DenseHeads, mean_log
+from capwright.dense.layerwise import layered_parameters
 from capwright.dense.losses import silog_loss
-from capwright.evaluate.encoder import RANDOM, Encoder, batched, layered_parameters
+from capwright.evaluate.encoder import RANDOM, Encoder, batched
 from capwright.evaluate.results import Protocol
 from capwright.evaluate.views import random_views
 from capwright.pretrain.precision import Precision, arithmetic

@@ -9,11 +9,7 @@ Shapes: N pictures, T texts, E embedding, B batch, S the tower's side.
 """
 
 import hashlib
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from capwright.core.progress import Progress
+from capwright.core.reading import in_order
 from capwright.evaluate.encoder import Encoder, batched
 from capwright.models import towers
 
@@ -84,14 +81,7 @@ class Embeddings:
 
     def _prepared(self, pictures: Iterable[Image.Image]) -> Iterator[tuple[bytes, Tensor | None]]:
         """Key and pixels in the order of the pictures, up to two batches ahead."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            waiting: deque[Future[Any]] = deque()
-            for picture in pictures:
-                waiting.append(pool.submit(self._prepare, picture))
-                if len(waiting) > 2 * self._batch:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+        return in_order(self._prepare, pictures, ahead=2 * self._batch)
 
     def _prepare(self, picture: Image.Image) -> tuple[bytes, Tensor | None]:
         picture = picture.convert("RGB")

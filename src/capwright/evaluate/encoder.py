@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from capwright.dense.layerwise import layered_parameters as layered_parameters
 from capwright.models import towers
 from capwright.pretrain.checkpoint import STATE_FILE
 
@@ -43,7 +42,7 @@ class Encoder:
     def normalised(self, images_BSS3: NDArray[np.uint8] | Tensor) -> Tensor:
         """Pixels to what the tower takes, float [B, 3, S, S]."""
         pixels = torch.as_tensor(images_BSS3).permute(0, 3, 1, 2).float() / 255
-        mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (self.mean, self.std))
+        mean, std = (pixels.new_tensor(value).view(1, 3, 1, 1) for value in (self.mean, self.std))
         return (pixels - mean) / std
 
     def dense(self, images_B3SS: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ method) and beside it .npz with what each picture contributed (outcomes.py). Run
 Shapes: N pictures, B of one size, Q names, E joint space, C classes, H and W as stored.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from torch import Tensor
 from capwright import datasets
 from capwright.core.errors import CapwrightError
 from capwright.core.progress import Progress
+from capwright.core.reading import in_batches
 from capwright.datasets.labelled import load_dense
 from capwright.datasets.sets import IGNORE, SegmentationItem, SegmentationSet
 from capwright.dense.training_free import METHODS, find_method
@@ -207,7 +208,8 @@ def count(
     patch = side // towers.grid(encoder.model, side)[0]
     found = {method: Counts(len(pictures.classes)) for method in methods}
     with Progress("training-free", number, "pictures") as progress:
-        for items in _batches(pictures, number):
+        read = map(pictures.__getitem__, range(number))
+        for items in in_batches(read, BATCH, lambda item: item.image.size):
             pixels_BHW3 = np.stack([np.asarray(item.image) for item in items])
             images = resized(encoder.normalised(pixels_BHW3), inference.short_side, patch)
             logits = name_logits(
@@ -233,19 +235,6 @@ def _labels(
         found_1HW = best_name(logits_1QHW, vocabulary).argmax(dim=1)
     found: NDArray[np.int64] = found_1HW[0].cpu().numpy()
     return found
-
-
-def _batches(pictures: SegmentationSet, number: int) -> Iterator[list[SegmentationItem]]:
-    """Neighbours of one size together."""
-    batch: list[SegmentationItem] = []
-    for index in range(number):
-        item = pictures[index]
-        if batch and (len(batch) == BATCH or item.image.size != batch[0].image.size):
-            yield batch
-            batch = []
-        batch.append(item)
-    if batch:
-        yield batch
 
 
 def _metrics(pictures: SegmentationSet, confusion_CC: NDArray[np.int64]) -> dict[str, float | None]:

@@ -269,7 +269,7 @@ def test_losses_that_leave_the_classifier_alone_want_one_process(plan: Plan) -> 
         Trainer(
             run.pair,
             RankBatches(run.train, range(12), 8, 0, None),
-            run.normalised,
+            run.encoder.normalised,
             config,
             Group(rank=0, world=2),
         )

@@ -14,6 +14,7 @@ from PIL import Image
 from capwright.cli.segment import METHODS as OFFERED
 from capwright.cli.segment import command
 from capwright.core.errors import CapwrightError
+from capwright.dense.sliding import starts
 from capwright.dense.training_free import METHODS
 from capwright.dense.training_free.layers import Layers
 from capwright.dense.training_free.photos import SegmentConfig, run
@@ -23,7 +24,6 @@ from capwright.dense.training_free.segmenter import (
     labels,
     name_logits,
     resized,
-    starts,
     window_logits,
 )
 from capwright.dense.vit import open_up

@@ -29,6 +29,7 @@ from capwright.adapt.must.training import Pair, Trainer, plan_of
 from capwright.adapt.must.views import RankBatches, ViewMaker
 from capwright.core.errors import CapwrightError
 from capwright.core.files import atomic_path, read_json, write_json
+from capwright.core.reading import in_batches, in_order
 from capwright.core.run_folder import claim
 from capwright.datasets import load
 from capwright.datasets.sets import ClassificationItem, ClassificationSet
@@ -39,7 +40,6 @@ from capwright.evaluate.encoder import Encoder, load_encoder
 from capwright.evaluate.outcomes import Outcomes, read_outcomes, write_outcomes
 from capwright.evaluate.results import Protocol, Result, code_revision, write_results
 from capwright.evaluate.transfer.classification import measure as metrics_of
-from capwright.evaluate.transfer.reading import in_order
 from capwright.evaluate.transfer.vectors import check_label
 from capwright.evaluate.zero_shot import templates_of
 from capwright.export import open_clip_folder
@@ -130,7 +130,7 @@ class Adaptation:
         source = RankBatches(
             self.train, range(len(self.train)), config.batch, config.seed, maker, group=self.group
         )
-        trainer = Trainer(self.pair, source, self.normalised, config, self.group)
+        trainer = Trainer(self.pair, source, self.encoder.normalised, config, self.group)
         if "0" not in _tests(config.out):
             self.measure(0)
         trainer.run(self.measure)
@@ -138,15 +138,6 @@ class Adaptation:
             self.write_model("last")
             self.write_results()
         barrier(self.group)
-
-    def normalised(self, pixels_BSS3: Tensor) -> Tensor:
-        """Pixels to what the tower takes, float [B, 3, S, S]."""
-        pixels = pixels_BSS3.permute(0, 3, 1, 2).float() / 255
-        mean, std = (
-            torch.tensor(value, device=pixels.device).view(3, 1, 1)
-            for value in (self.encoder.mean, self.encoder.std)
-        )
-        return (pixels - mean) / std
 
     def measure(self, done: int) -> None:
         """Test the teacher after `done` steps; the one that leads does it, the others wait."""
@@ -233,9 +224,7 @@ def accuracy(run: Adaptation) -> tuple[dict[str, float | None], Outcomes]:
         return run.preprocess(item.image.convert("RGB")), item
 
     scores, labels, keys = [], [], []
-    items = in_order(ready, range(len(test)), ahead=2 * TESTED)
-    for start in range(0, len(test), TESTED):
-        part = [next(items) for _ in range(start, min(start + TESTED, len(test)))]
+    for part in in_batches(in_order(ready, range(len(test)), ahead=2 * TESTED), TESTED):
         with arithmetic(run.config.precision, run.device):
             seen = teacher(torch.stack([pixels for pixels, _ in part]).to(run.device))
         scores.append(seen.logits_BC.cpu())

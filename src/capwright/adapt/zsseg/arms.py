@@ -28,6 +28,7 @@ from capwright.adapt.zsseg.splits import Split, split_metrics, split_of
 from capwright.adapt.zsseg.words import vocabulary_of
 from capwright.core.errors import CapwrightError
 from capwright.core.progress import Progress
+from capwright.core.reading import in_order
 from capwright.datasets.sets import SegmentationItem, SegmentationSet
 from capwright.dense.backbone import load_backbone
 from capwright.dense.words import Vocabulary
@@ -36,7 +37,6 @@ from capwright.evaluate.outcomes import Outcome, Outcomes, write_outcomes
 from capwright.evaluate.results import Protocol, Result, code_revision, write_results
 from capwright.evaluate.training_free import Counts
 from capwright.evaluate.transfer.loop import Schedule, fit
-from capwright.evaluate.transfer.reading import in_order
 from capwright.models.devices import pick_device
 
 PROTOCOL = Protocol(name="zsseg", version="v1")

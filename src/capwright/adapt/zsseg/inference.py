@@ -28,9 +28,9 @@ from capwright.adapt.zsseg.one_stage import PixelClassifier
 from capwright.adapt.zsseg.proposals import ProposalNetwork, enlarged
 from capwright.adapt.zsseg.views import at_short_side
 from capwright.core.errors import CapwrightError
+from capwright.core.reading import in_batches, in_order
 from capwright.datasets.sets import LabelledSet, SegmentationItem
 from capwright.evaluate.encoder import Encoder
-from capwright.evaluate.transfer.reading import in_order
 from capwright.pretrain.precision import Precision, arithmetic
 
 PROPOSALS, CLIP = "proposals", "clip"  # readings of one opinion alone
@@ -135,13 +135,10 @@ def answers(
 ) -> Iterator[tuple[SegmentationItem, dict[str, NDArray[np.uint8]]]]:
     """(item, labels [H, W] by reading) of every picture, in order."""
     together = segmenter.settings.pictures
-    waiting: list[SegmentationItem] = []
-    for place, item in enumerate(in_order(pictures.__getitem__, numbers, ahead=2 * together)):
-        waiting.append(item)
-        if len(waiting) == together or place + 1 == len(numbers):
-            for each, found in zip(waiting, segmenter.opinions(waiting), strict=True):
-                yield each, {name: found.labels(e) for name, e in exponent_C.items()}
-            waiting = []
+    read = in_order(pictures.__getitem__, numbers, ahead=2 * together)
+    for batch in in_batches(read, together):
+        for each, found in zip(batch, segmenter.opinions(batch), strict=True):
+            yield each, {name: found.labels(e) for name, e in exponent_C.items()}
 
 
 @torch.no_grad()

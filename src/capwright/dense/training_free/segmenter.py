@@ -8,7 +8,6 @@ batches, and methods share the blocks that are the same for all.
 Shapes: B pictures of one size, Q names, C classes, E joint space, P patches.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from capwright.core.errors import CapwrightError
 from capwright.dense.pamr import refine
+from capwright.dense.sliding import starts
 from capwright.dense.training_free import find_method
 from capwright.dense.training_free.layers import Layers
 from capwright.dense.vit import Vit
@@ -67,12 +67,6 @@ def resized(images_B3HW: Tensor, short_side: int, multiple: int) -> Tensor:
         images_B3HW, size=sides, mode="bilinear", align_corners=False, antialias=True
     )
     return resized
-
-
-def starts(side: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along a side: every stride, the last one moved back to fit."""
-    count = max(0, math.ceil((side - window) / stride)) + 1
-    return [max(0, min(number * stride, side - window)) for number in range(count)]
 
 
 @torch.no_grad()

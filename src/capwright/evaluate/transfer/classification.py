@@ -18,14 +18,13 @@ from torch import Tensor
 
 from capwright.core.errors import CapwrightError
 from capwright.core.progress import Progress
+from capwright.core.reading import in_batches, in_order
 from capwright.datasets.sets import ClassificationSet
 from capwright.evaluate.classification import hit_outcomes, metrics_of_hits, top_hits
-from capwright.evaluate.encoder import batched
 from capwright.evaluate.outcomes import Outcomes
 from capwright.evaluate.results import Protocol
 from capwright.evaluate.transfer import linear_probe, nearest
 from capwright.evaluate.transfer.finetune_classifier import Classifier, FineTuning
-from capwright.evaluate.transfer.reading import in_order
 from capwright.evaluate.transfer.vectors import (
     VectorPlan,
     VectorStore,
@@ -121,14 +120,14 @@ def classifier_scores(
     logits: list[Tensor] = []
     labels: list[int] = []
     with Progress("test, classification", len(numbers), "pictures") as progress:
-        items = in_order(ready, numbers, ahead=2 * settings.batch)
-        for part in batched(numbers, settings.batch):
-            pixels, found = zip(*(next(items) for _ in part), strict=True)
+        read = in_order(ready, numbers, ahead=2 * settings.batch)
+        for batch in in_batches(read, settings.batch):
+            pixels, found = zip(*batch, strict=True)
             images_B3SS = model.backbone.normalised(torch.stack(pixels).to(device))
             with arithmetic(plan.precision, device):
                 logits.append(model(images_B3SS).float().cpu())
             labels += found
-            progress.advance(len(part))
+            progress.advance(len(batch))
     return torch.cat(logits), torch.tensor(labels)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from capwright.core.errors import CapwrightError
 from capwright.core.progress import Progress
+from capwright.core.reading import in_batches, in_order
 from capwright.datasets.sets import DetectionSet
 from capwright.dense.backbone import Backbone
 from capwright.dense.mask_rcnn import (
@@ -42,7 +43,6 @@ from capwright.evaluate.transfer.detection_views import (
     resized,
     size_at_test,
 )
-from capwright.evaluate.transfer.reading import in_order
 from capwright.pretrain.precision import Precision, arithmetic
 
 PROTOCOL = Protocol(name="transfer-detection", version="v1")
@@ -114,13 +114,10 @@ def detections(
 
     rows: list[dict[str, Any]] = []
     with Progress("test, detection", len(numbers), "pictures") as progress:
-        waiting: list[Seen] = []
-        for place, seen in enumerate(in_order(ready, numbers, ahead=2 * settings.batch), 1):
-            waiting.append(seen)
-            if len(waiting) == settings.batch or place == len(numbers):
-                rows += _found(model, waiting, pictures.category_ids, settings.precision)
-                progress.advance(len(waiting))
-                waiting = []
+        read = in_order(ready, numbers, ahead=2 * settings.batch)
+        for batch in in_batches(read, settings.batch):
+            rows += _found(model, batch, pictures.category_ids, settings.precision)
+            progress.advance(len(batch))
     return rows
 
 

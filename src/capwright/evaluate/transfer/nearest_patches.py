@@ -14,11 +14,11 @@ from torch import Tensor
 
 from capwright.core.errors import CapwrightError
 from capwright.core.progress import Progress
+from capwright.core.reading import in_order
 from capwright.datasets.sets import IGNORE, SegmentationItem, SegmentationSet
 from capwright.dense.backbone import Backbone
 from capwright.dense.neighbours import NeighbourHead, cell_shares
 from capwright.dense.pixel_model import PixelModel, pad_to
-from capwright.evaluate.transfer.reading import in_order
 from capwright.evaluate.transfer.segmentation import SegmentationSettings, resized
 from capwright.pretrain.precision import arithmetic
 

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from capwright.core.errors import CapwrightError
 from capwright.core.progress import Progress
+from capwright.core.reading import in_batches, in_order
 from capwright.datasets.sets import LabelledSet
 from capwright.dense.pixel_model import PixelModel
 from capwright.dense.sliding import slide
 from capwright.evaluate.transfer.pixel_views import ViewSettings, learning_view, whole_view
-from capwright.evaluate.transfer.reading import in_order
 from capwright.pretrain.precision import Precision, arithmetic
 
 LOOKED_AT = 20  # items of a training set, evenly spread, of which one must have a known pixel
@@ -115,20 +115,10 @@ def answers(
         return item.key, *whole_view(item.image, quantity.label(item), views)
 
     with Progress(f"test, {quantity.name}", len(numbers), "pictures") as progress:
-        waiting: list[tuple[str, Tensor, Tensor]] = []
-        for each in in_order(prepared, numbers, ahead=2 * settings.batch):
-            other = waiting and (waiting[0][1].shape, waiting[0][2].shape) != (
-                each[1].shape,
-                each[2].shape,
-            )
-            if other or len(waiting) == settings.batch:
-                yield from _answered(model, waiting, quantity, settings)
-                progress.advance(len(waiting))
-                waiting = []
-            waiting.append(each)
-        if waiting:
-            yield from _answered(model, waiting, quantity, settings)
-            progress.advance(len(waiting))
+        read = in_order(prepared, numbers, ahead=2 * settings.batch)
+        for batch in in_batches(read, settings.batch, lambda one: (one[1].shape, one[2].shape)):
+            yield from _answered(model, batch, quantity, settings)
+            progress.advance(len(batch))
 
 
 def _answered(

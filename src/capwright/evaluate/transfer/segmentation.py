@@ -15,7 +15,7 @@ dense_metrics.py.
 Shapes: B pictures, S side of a view, H and W of the labels, h and w as seen, C classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from capwright.core.errors import CapwrightError
 from capwright.core.progress import Progress
+from capwright.core.reading import in_batches, in_order
 from capwright.datasets.sets import IGNORE, SegmentationItem, SegmentationSet
 from capwright.dense.backbone import Backbone, Depths
 from capwright.dense.fcn import FcnHead
@@ -43,7 +44,6 @@ from capwright.evaluate.outcomes import Outcomes
 from capwright.evaluate.results import Protocol
 from capwright.evaluate.training_free import Counts
 from capwright.evaluate.transfer.augment import LearningView, ViewSettings
-from capwright.evaluate.transfer.reading import in_order
 from capwright.pretrain.precision import Precision, arithmetic
 
 PROTOCOL = Protocol(name="transfer-segmentation", version="v1")
@@ -194,7 +194,8 @@ def measure(
     counts = Counts(len(pictures.classes))
     keys: list[str] = []
     with Progress("test, segmentation", len(numbers), "pictures") as progress:
-        for items in _batches(pictures, numbers, settings.read_out.batch):
+        read = in_order(pictures.__getitem__, numbers, ahead=2 * settings.read_out.batch)
+        for items in in_batches(read, settings.read_out.batch, lambda item: item.image.size):
             labels_BHW = _labels(model, items, settings.read_out)
             for item, pred_HW in zip(items, labels_BHW, strict=True):
                 keys.append(item.key)
@@ -257,20 +258,6 @@ def _labels(
     size = items[0].seg_HW.shape
     logits_BCHW = F.interpolate(logits_BChw, size=size, mode="bilinear", align_corners=False)
     return logits_BCHW.argmax(dim=1).cpu().numpy()
-
-
-def _batches(
-    pictures: SegmentationSet, numbers: Sequence[int], batch: int
-) -> Iterator[list[SegmentationItem]]:
-    """Neighbours of one size together, read ahead."""
-    waiting: list[SegmentationItem] = []
-    for item in in_order(pictures.__getitem__, numbers, ahead=2 * batch):
-        if waiting and (len(waiting) == batch or item.image.size != waiting[0].image.size):
-            yield waiting
-            waiting = []
-        waiting.append(item)
-    if waiting:
-        yield waiting
 
 
 def _some(names: Sequence[str]) -> str:

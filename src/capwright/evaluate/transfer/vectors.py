@@ -30,10 +30,10 @@ from capwright.core.config import digest
 from capwright.core.errors import CapwrightError
 from capwright.core.files import atomic_path
 from capwright.core.progress import Progress
+from capwright.core.reading import in_order
 from capwright.datasets.sets import ClassificationItem, ClassificationSet
 from capwright.dense.backbone import Backbone
 from capwright.evaluate.encoder import batched
-from capwright.evaluate.transfer.reading import in_order
 from capwright.models import towers
 from capwright.models.image_sizes import at_size
 from capwright.pretrain.precision import Precision, arithmetic
