@@ -1,11 +1,18 @@
-"""Worker processes do not outlive the process that started them."""
+"""Worker processes do not outlive the process that started them; work is shared among them."""
 
+import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import pytest
+import torch
+
+from capwright.core.processes import each
 from counting_stage import alive, until
+from noted_process import note
 
 SCRIPT = """
 import os, sys, time
@@ -30,3 +37,15 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     until(lambda: not alive(worker), seconds=30)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_each_item_is_done_here_or_in_processes_of_their_own(tmp_path: Path, workers: int) -> None:
+    threads = torch.get_num_threads()
+    each(partial(note, tmp_path), ["a", "b", "c"], workers, threads=3)
+    found = [(tmp_path / name).read_text().split() for name in "abc"]
+    here = str(os.getpid())
+    if workers == 1:
+        assert found == [[here, str(threads)]] * 3
+    else:
+        assert all(process != here and count == "3" for process, count in found)

@@ -2,8 +2,13 @@
 
 import os
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context, parent_process
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 def fresh_processes(workers: int) -> ProcessPoolExecutor:
@@ -11,6 +16,28 @@ def fresh_processes(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=end_with_parent
     )
+
+
+def each(
+    do: Callable[[Item], object], items: Sequence[Item], workers: int, *, threads: int = 1
+) -> None:
+    """`do(item)` for every item: one after the other here, or `workers` at a time elsewhere.
+
+    Elsewhere are fresh processes with so many `threads` of torch, lest they fight over the cores.
+    """
+    if workers <= 1:
+        for item in items:
+            do(item)
+        return
+    with fresh_processes(workers) as pool:
+        list(pool.map(partial(_with_threads, do, threads), items))
+
+
+def _with_threads(do: Callable[[Item], object], threads: int, item: Item) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    do(item)
 
 
 def end_with_parent() -> None:

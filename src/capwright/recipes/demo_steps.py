@@ -10,10 +10,12 @@ from pathlib import Path
 from capwright.captions import select
 from capwright.captions.describe import small
 from capwright.captions.fuse import rules
+from capwright.captions.runner import missing_shards, stage_folder
 from capwright.captions.score import clip
 from capwright.core.files import write_json
-from capwright.corpus.index import IndexConfig
+from capwright.corpus.index import IndexConfig, load_index
 from capwright.corpus.index import run as run_index
+from capwright.corpus.pictures import load_pixels
 from capwright.datasets.scenes import SceneConfig
 from capwright.datasets.scenes import run as run_scenes
 from capwright.evaluate import classification, dense_probe, retrieval
@@ -44,6 +46,15 @@ def scenes(config: DemoConfig) -> None:
             )
         )
         run_index(IndexConfig(corpus=str(folder), work=config.out / "work" / name))
+
+
+def prepare(config: DemoConfig) -> None:
+    """All that studies need before they pretrain: scenes, captions, decoded pictures."""
+    scenes(config)
+    if missing_shards(config.work, stage_folder(config.work, "select")):
+        describe(config)
+        choose(config)
+    load_pixels(load_index(config.work), size=64, cache=config.work / "pixels")
 
 
 def describe(config: DemoConfig) -> None:

@@ -15,7 +15,7 @@ OUT/cells/TASK/ARM/SEED and OUT/results.json, OUT/results.md with the curves bes
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ import click
 from capwright.core.config import as_dict, override
 from capwright.core.errors import CapwrightError
 from capwright.core.files import atomic_path, read_json, write_json
-from capwright.core.processes import fresh_processes
+from capwright.core.processes import each
 from capwright.core.run_folder import claim, versions
 from capwright.evaluate.results import Result, read_results
 from capwright.recipes import dense_table
@@ -143,11 +143,14 @@ class Cell:
 
 def run(config: DenseStudyConfig) -> dict[str, Any]:
     """Measure every cell that is missing; returns what is in OUT/results.json."""
+    from capwright.recipes import demo_steps
+
     claim(config.out, config.plan())
-    prepare(config)
+    demo_steps.prepare(config.scenes)
     for seed in config.seeds:  # one after the other, so that a killed study has whole seeds
-        each(config, pretrain, [(arm, seed) for arm in config.arms if arm != SCRATCH])
-        each(config, measure, cells(config, seed))
+        pairs = [(arm, seed) for arm in config.arms if arm != SCRATCH]
+        each(partial(pretrain, config), pairs, config.workers)
+        each(partial(measure, config), cells(config, seed), config.workers)
         found = write_results(config)
     return found
 
@@ -156,38 +159,6 @@ def cells(config: DenseStudyConfig, seed: int) -> list[Cell]:
     """What is measured with a seed: words mean nothing to fresh weights."""
     every = [Cell(task=task, arm=arm, seed=seed) for task in config.tasks for arm in config.arms]
     return [cell for cell in every if (cell.task, cell.arm) != (TRAINING_FREE, SCRATCH)]
-
-
-def prepare(config: DenseStudyConfig) -> None:
-    """Scenes, captions and decoded pictures, as the demo makes them."""
-    from capwright.captions.runner import missing_shards, stage_folder
-    from capwright.corpus.index import load_index
-    from capwright.corpus.pictures import load_pixels
-    from capwright.recipes import demo_steps
-
-    demo = config.scenes
-    demo_steps.scenes(demo)
-    if missing_shards(demo.work, stage_folder(demo.work, "select")):
-        demo_steps.describe(demo)
-        demo_steps.choose(demo)
-    load_pixels(load_index(demo.work), size=64, cache=demo.work / "pixels")
-
-
-def each(config: DenseStudyConfig, do: Callable[..., None], items: Sequence[Any]) -> None:
-    """`do(config, item)` for every item, `workers` at a time."""
-    if config.workers == 1:
-        for item in items:
-            do(config, item)
-        return
-    with fresh_processes(config.workers) as pool:
-        list(pool.map(partial(_alone, do, config), items))
-
-
-def _alone(do: Callable[..., None], config: DenseStudyConfig, item: Any) -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    do(config, item)
 
 
 def pretrain(config: DenseStudyConfig, pair: tuple[str, int]) -> None:

@@ -6,11 +6,11 @@ mapping with task, arm, seed, dataset, metrics and, for segmentation from words,
 method, or for transfer the fraction of the labelled scenes and how many items that is.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from capwright.evaluate.results import mean_interval
+from capwright.recipes.over_seeds import difference, summary, value
 from capwright.report.learning_curves import Point, times_fewer
 
 TRAINING_FREE = "training-free"
@@ -110,18 +110,6 @@ def curves(rows: Sequence[Row], headline: Headline) -> dict[str, list[Point]]:
     return found
 
 
-def summary(values: Iterable[float]) -> Row:
-    """Mean and half width of the interval, None with one value."""
-    mean, half = mean_interval(list(values))
-    return {"mean": mean, "interval95": half}
-
-
-def difference(own: Mapping[int, float], other: Mapping[int, float]) -> Row | None:
-    """Mean of `own` minus `other` over the seeds that both have."""
-    both = [seed for seed in own if seed in other]
-    return summary(own[seed] - other[seed] for seed in both) if both else None
-
-
 def markdown(found: Mapping[str, Any]) -> str:
     """All tables, for the rows that there are."""
     parts = []
@@ -176,16 +164,6 @@ def transfer_table(rows: Sequence[Row], headline: Headline) -> str:
         texts = [value(cell, headline.scale, headline.digits, sign) for cell in cells]
         lines.append(f"| {title} | {' | '.join(texts)} |")
     return "\n".join([*lines, ""])
-
-
-def value(found: Mapping[str, Any] | None, scale: float, digits: int, sign: str = "") -> str:
-    """`12.3 ± 0.4`; empty where nothing was measured."""
-    if found is None:
-        return ""
-    mean = round(scale * found["mean"], digits) + 0.0  # no -0.0
-    text = f"{mean:{sign}.{digits}f}"
-    half = found["interval95"]
-    return text if half is None else f"{text} ± {scale * half:.{digits}f}"
 
 
 def is_of(headline: Headline, row: Row) -> bool:

@@ -18,19 +18,19 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from capwright.adapt import must
 from capwright.adapt.must.config import Config, Weights
 from capwright.core.config import as_dict, override
 from capwright.core.errors import CapwrightError
 from capwright.core.files import atomic_path, write_json
-from capwright.core.processes import fresh_processes
+from capwright.core.processes import each
 from capwright.core.run_folder import claim, versions
-from capwright.recipes.dense_table import difference, summary, value
+from capwright.recipes.over_seeds import difference, summary, value
 
 OUT = Path("runs/must")
 STYLES = ("drawn", "inked")
@@ -138,11 +138,7 @@ def run(study: MustStudyConfig) -> dict[str, Any]:
         for arm in study.arms
     ]
     missing = [cell for cell in cells if not (cell.out / "results.json").exists()]
-    if study.workers == 1:
-        list(map(adapt, missing))
-    else:
-        with fresh_processes(study.workers) as pool:
-            list(pool.map(partial(adapt, threads=1), missing))
+    each(must.run, missing, study.workers)
     return write_results(study)
 
 
@@ -174,17 +170,6 @@ def prepare(study: MustStudyConfig) -> None:
                 test=study.test,
             )
         )
-
-
-def adapt(cell: Config, threads: int | None = None) -> None:
-    """One cell."""
-    import torch
-
-    from capwright.adapt.must import run
-
-    if threads:
-        torch.set_num_threads(threads)
-    run(cell)
 
 
 def write_results(study: MustStudyConfig) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import click
 from capwright.core.config import as_dict, override
 from capwright.core.errors import CapwrightError
 from capwright.core.files import atomic_path, read_json, write_json
-from capwright.core.processes import fresh_processes
+from capwright.core.processes import each
 from capwright.core.run_folder import claim, versions
 from capwright.pretrain.config import PretrainConfig
 from capwright.recipes import study_table
@@ -112,17 +112,11 @@ def run(config: StudyConfig) -> dict[str, Any]:
 
 def prepare(config: StudyConfig) -> None:
     """Scenes, captions, the expert's labels, decoded pictures."""
-    from capwright.captions.runner import missing_shards, stage_folder
-    from capwright.corpus.index import load_index
-    from capwright.corpus.pictures import load_pixels
     from capwright.experts import stage
     from capwright.experts.small import SmallExpertConfig
     from capwright.recipes import demo_steps
 
-    demo_steps.scenes(config.demo)
-    if missing_shards(config.work, stage_folder(config.work, "select")):
-        demo_steps.describe(config.demo)
-        demo_steps.choose(config.demo)
+    demo_steps.prepare(config.demo)
     stage.run(
         stage.ExpertsConfig(
             work=config.work,
@@ -132,7 +126,6 @@ def prepare(config: StudyConfig) -> None:
             small=SmallExpertConfig(picture_size=128, samples=6_000),
         )
     )
-    load_pixels(load_index(config.work), size=64, cache=config.work / "pixels")
 
 
 def reinforce(config: StudyConfig) -> None:
@@ -159,24 +152,15 @@ def cell_folder(config: StudyConfig, arm: str, seed: int) -> Path:
 def run_cells(config: StudyConfig, cells: Sequence[tuple[str, int]]) -> None:
     """Train and measure those that have no numbers yet."""
     missing = [c for c in cells if not (cell_folder(config, *c) / "cell.json").exists()]
-    measure = partial(measure_cell, config)
-    if config.workers == 1:
-        list(map(measure, missing))
-        return
-    with fresh_processes(config.workers) as pool:
-        list(pool.map(measure, missing))
+    each(partial(measure_cell, config), missing, config.workers)
 
 
 def measure_cell(config: StudyConfig, cell: tuple[str, int]) -> None:
     """Train one arm with one seed and write its numbers to cell.json."""
-    import torch
-
     from capwright.evaluate import classification, dense_probe, retrieval
     from capwright.evaluate.results import read_results
     from capwright.pretrain import engine
 
-    if config.workers > 1:
-        torch.set_num_threads(1)
     arm, seed = cell
     folder = cell_folder(config, arm, seed)
     base = PretrainConfig(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from capwright.evaluate.results import mean_interval
+from capwright.recipes.over_seeds import difference, summary, value
 from capwright.recipes.study_arms import Arm
 
 METRICS = (
@@ -34,8 +34,7 @@ def rows(cells: Sequence[Cell], arms: Mapping[str, Arm]) -> list[dict[str, Any]]
         row["flops"] = float(np.mean([cell["flops"] for cell in own.values()]))
         row["control"] = arm.control
         for metric in METRICS:
-            mean, half = mean_interval([cell[metric] for cell in own.values()])
-            row[metric] = {"mean": mean, "interval95": half}
+            row[metric] = summary(cell[metric] for cell in own.values())
         control = by_arm.get(arm.control, {})
         row["gain"] = _gain(own, control, "miou_frozen")
         row["gain_rmse"] = _gain(own, control, "rmse_frozen")
@@ -45,11 +44,8 @@ def rows(cells: Sequence[Cell], arms: Mapping[str, Arm]) -> list[dict[str, Any]]
 
 
 def _gain(own: Mapping[int, Cell], control: Mapping[int, Cell], metric: str) -> Any:
-    both = [seed for seed in own if seed in control]
-    if not both:
-        return None
-    mean, half = mean_interval([own[seed][metric] - control[seed][metric] for seed in both])
-    return {"mean": mean, "interval95": half}
+    one, other = ({k: cell[metric] for k, cell in side.items()} for side in (own, control))
+    return difference(one, other)
 
 
 def _at_same_compute(
@@ -80,22 +76,14 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             f"`{row['arm']}`",
             row["what"],
             f"{row['flops'] / base:.2f}",
-            _value(row["miou_frozen"], 100, 1),
-            _value(row["gain"], 100, 1, sign=True),
-            _value(row["gain_same_compute"], 100, 1, sign=True),
-            _value(row["rmse_frozen"], 1, 2),
-            _value(row["miou_finetuned"], 100, 1),
-            _value(row["rmse_finetuned"], 1, 2),
-            _value(row["retrieval"], 100, 1),
-            _value(row["zero_shot"], 100, 1),
+            value(row["miou_frozen"], 100, 1),
+            value(row["gain"], 100, 1, "+"),
+            value(row["gain_same_compute"], 100, 1, "+"),
+            value(row["rmse_frozen"], 1, 2),
+            value(row["miou_finetuned"], 100, 1),
+            value(row["rmse_finetuned"], 1, 2),
+            value(row["retrieval"], 100, 1),
+            value(row["zero_shot"], 100, 1),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
-
-
-def _value(found: Any, scale: float, digits: int, *, sign: bool = False) -> str:
-    if found is None:
-        return ""
-    text = f"{scale * found['mean']:{'+' if sign else ''}.{digits}f}"
-    half = found["interval95"]
-    return text if half is None else f"{text} ± {scale * half:.{digits}f}"

@@ -21,13 +21,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from capwright.adapt.zsseg import table
 from capwright.adapt.zsseg.arms import measure_arm
 from capwright.adapt.zsseg.config import ARMS, LEARNED, SELF_TRAINED, Config
 from capwright.core.files import write_json
-from capwright.core.processes import fresh_processes
+from capwright.core.processes import each
 from capwright.core.run_folder import claim, only_one
 from capwright.evaluate.results import Result, read_results, summarise, write_results
 
@@ -45,7 +43,7 @@ def run(config: Config) -> Summary:
     """Measure every arm that is missing and write the results."""
     with only_one(config.out):
         claim(config.out, config.plan())
-        each(config, chains(config))
+        measure(config, chains(config))
         results = [
             result
             for seed, arm in product(config.seeds, ARMS)
@@ -65,19 +63,15 @@ def chains(config: Config) -> list[tuple[int, tuple[str, ...]]]:
     return [(seed, arms) for seed in config.seeds for arms in chosen]
 
 
-def each(config: Config, jobs: Sequence[tuple[int, tuple[str, ...]]]) -> None:
+def measure(config: Config, jobs: Sequence[tuple[int, tuple[str, ...]]]) -> None:
     """Measure the arms of every job, `workers` jobs at a time."""
-    jobs = [
+    missing = [
         (seed, arms)
         for seed, arms in jobs
         if not all(results_file(config, seed, arm).is_file() for arm in arms)
     ]
-    if config.workers == 1 or len(jobs) < 2:
-        for job in jobs:
-            _measure(config, job)
-        return
-    with fresh_processes(config.workers) as pool:
-        list(pool.map(partial(_alone, config), jobs))
+    threads = max(1, (os.cpu_count() or 1) // config.workers)
+    each(partial(_measure, config), missing, min(config.workers, len(missing)), threads=threads)
 
 
 def results_file(config: Config, seed: int, arm: str) -> Path:
@@ -90,11 +84,6 @@ def _measure(config: Config, job: tuple[int, tuple[str, ...]]) -> None:
     for arm in arms:
         if not results_file(config, seed, arm).is_file():
             measure_arm(config, seed, arm)
-
-
-def _alone(config: Config, job: tuple[int, tuple[str, ...]]) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.workers))
-    _measure(config, job)
 
 
 def _summarised(config: Config, results: Sequence[Result]) -> Summary:
