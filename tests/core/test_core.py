@@ -41,6 +41,30 @@ def test_override_converts_to_the_fields_type() -> None:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    first: int = 0
+    last: int = 5
+
+    def __post_init__(self) -> None:
+        if self.first > self.last:
+            raise CapwrightError(f"first={self.first} is above last={self.last}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spanned:
+    span: Span = field(default_factory=Span)
+
+
+def test_settings_are_checked_together_and_the_later_one_holds() -> None:
+    both = ["span.first=9", "span.last=3", "span.last=10"]
+    assert override(Spanned(), both) == Spanned(span=Span(first=9, last=10))
+    whole = ['span={"first": 7, "last": 8}', "span.first=8"]
+    assert override(Spanned(), whole) == Spanned(span=Span(first=8, last=8))
+    with pytest.raises(CapwrightError, match="first=9 is above last=5"):
+        override(Spanned(), ["span.first=9"])
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [

@@ -16,23 +16,25 @@ from typing import Any, TypeVar, get_type_hints
 from capwright.core.errors import CapwrightError
 
 Config = TypeVar("Config")
+_Setting = tuple[tuple[str, ...], str, str]  # path, text of the value, as it was written
 
 
 def override(config: Config, assignments: Sequence[str]) -> Config:
-    """Return a copy of the dataclass `config` with `"a.b=value"` assignments applied.
+    """Return a copy of the dataclass `config` with `"a.b=value"` assignments applied, all at once.
 
-    A value is read as JSON where that works (numbers, lists, true, null) and as plain text
-    otherwise. Raises CapwrightError for text without `=`, an unknown key, or a value that the
-    field does not accept.
+    Of two for the same key the later one holds. A value is read as JSON where that works
+    (numbers, lists, true, null) and as plain text otherwise. Raises CapwrightError for text
+    without `=`, an unknown key, or a value that the field does not accept.
     """
+    settings = []
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise CapwrightError(
                 f"setting {assignment!r} has no '=': write it as key=value, for example seed=1"
             )
-        config = _set(config, key.strip().split("."), text.strip(), assignment)
-    return config
+        settings.append((tuple(key.strip().split(".")), text.strip(), assignment))
+    return _apply(config, settings) if settings else config
 
 
 def as_dict(value: Any) -> Any:
@@ -52,22 +54,29 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def _set(config: Any, path: list[str], text: str, assignment: str) -> Any:
+def _apply(config: Any, settings: Sequence[_Setting]) -> Any:
+    """A copy with all settings at once, so that what a dataclass checks holds for all of them."""
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        path, _, assignment = settings[0]
         raise CapwrightError(
             f"setting {assignment!r} goes deeper than the configuration: {path[0]!r} has no parent"
         )
     names = [field.name for field in dataclasses.fields(config)]
-    if path[0] not in names:
-        near = difflib.get_close_matches(path[0], names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(names)}"
-        raise CapwrightError(f"setting {assignment!r} names an unknown key {path[0]!r}: {hint}")
-    current = getattr(config, path[0])
-    if len(path) > 1:
-        value = _set(current, path[1:], text, assignment)
-    else:
-        value = _convert(get_type_hints(type(config))[path[0]], text, assignment)
-    return dataclasses.replace(config, **{path[0]: value})
+    values: dict[str, Any] = {}
+    deeper: dict[str, list[_Setting]] = {}
+    for path, text, assignment in settings:
+        name = path[0]
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(names)}"
+            raise CapwrightError(f"setting {assignment!r} names an unknown key {name!r}: {hint}")
+        if len(path) > 1:
+            deeper.setdefault(name, []).append((path[1:], text, assignment))
+        else:
+            values[name] = _convert(get_type_hints(type(config))[name], text, assignment)
+    for name, below in deeper.items():
+        values[name] = _apply(values.get(name, getattr(config, name)), below)
+    return dataclasses.replace(config, **values)
 
 
 def _convert(kind: Any, text: str, assignment: str) -> Any:

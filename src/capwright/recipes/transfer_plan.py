@@ -15,7 +15,7 @@ def transfer_plan(
 ) -> TransferConfig:
     """`options` of the command line (None: the recipe's own), then `settings`, KEY=VALUE.
 
-    Raises CapwrightError for a recipe of another task or stage.
+    Raises CapwrightError for a recipe of another task or stage, and for a setting without effect.
     """
     config = load_recipe(recipe)
     if not isinstance(config, TransferConfig) or config.task != task:
@@ -27,4 +27,19 @@ def transfer_plan(
     given = {name: value for name, value in options.items() if value is not None}
     if "seeds" in given:
         given["seeds"] = tuple(range(given["seeds"]))
-    return override(replace(config, **given), settings)
+    changed = override(replace(config, **given), settings)
+    _require_heard(changed, settings)
+    return changed
+
+
+def _require_heard(config: TransferConfig, settings: Sequence[str]) -> None:
+    """Raise CapwrightError for a setting of a schedule that fresh weights do not learn by."""
+    if config.schedule_used is config.schedule:
+        return
+    keys = {setting.partition("=")[0].strip() for setting in settings}
+    for key in sorted(keys):
+        if key.partition(".")[0] == "schedule" and f"scratch_{key}" not in keys:
+            raise CapwrightError(
+                f"setting {key!r} changes nothing: fresh weights learn by the recipe's "
+                f"scratch_schedule; set 'scratch_{key}', or scratch_schedule=null to take schedule"
+            )
