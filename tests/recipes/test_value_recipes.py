@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +21,7 @@ from capwright.evaluate.transfer.finetune_classifier import Classifier
 from capwright.evaluate.transfer.vectors import vectors
 from capwright.recipes.load import load_recipe
 
-DEPTH = ("nyuv2_glp", "nyuv2_linear", "kitti_glp")
+PIXELS = ("nyuv2_glp", "nyuv2_linear", "kitti_glp", "nyuv2_normals")
 CLASSES = ("imagenet_linear", "imagenet_knn", "imagenet_finetune")
 SCENES = ("scenes_depth", "scenes_normals")
 PACE = 48e12  # FLOP a second of a GPU, as the recipes have it
@@ -45,6 +47,10 @@ def gigaflops(config: TransferConfig) -> float:
             caps = depth.Scoring(least_m=0.1, most_m=10, crop="none")
             run: Any = depth.build(backbone, config.depth, caps).eval()
             images = torch.zeros(1, 3, *config.depth.views.cut)
+        elif config.task == "normals":
+            assert config.normals.views.cut is not None
+            run = normals.build(backbone, config.normals).eval()
+            images = torch.zeros(1, 3, *config.normals.views.cut)
         else:
             images = torch.zeros(1, 3, 224, 224)
             kind = config.classification.vectors.kind
@@ -60,7 +66,7 @@ def gigaflops(config: TransferConfig) -> float:
     return counter.get_total_flops() / 1e9
 
 
-@pytest.mark.parametrize("name", [*DEPTH, *CLASSES])
+@pytest.mark.parametrize("name", [*PIXELS, *CLASSES])
 def test_hours_follow_from_the_flops(name: str) -> None:
     config, text = load_recipe(name), docstring(name)
     found = re.search(r"about ([\d.]+) hours", text)
@@ -79,7 +85,7 @@ def test_hours_follow_from_the_flops(name: str) -> None:
     assert float(found[1]) == pytest.approx(hours, rel=0.1)
 
 
-@pytest.mark.parametrize("name", [*DEPTH, *CLASSES, *SCENES])
+@pytest.mark.parametrize("name", [*PIXELS, *CLASSES, *SCENES])
 def test_recipes_say_what_is_published_and_from_where(name: str) -> None:
     config, text = load_recipe(name), docstring(name)
     assert f"{config.task} {name} --checkpoint MODEL" in text
@@ -101,3 +107,24 @@ def test_recipes_of_the_scenes_run_when_they_are_shrunk(name: str, tmp_path: Pat
     (row,) = task.run(override(config, short)).rows
     protocol = {"depth": depth.PROTOCOL, "normals": normals.PROTOCOL}[config.task]
     assert row["protocol"]["name"] == protocol.name
+
+
+def test_normals_of_nyuv2_are_learned_and_tested_from_its_depths(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        folder = tmp_path / "official_splits" / split / "room"
+        folder.mkdir(parents=True)
+        for number in range(3):
+            pixels = rng.integers(0, 256, (48, 64, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"rgb_{number:05d}.jpg")
+            slope = np.tile(np.linspace(2000, 3000, 64).astype(np.uint16), (48, 1))
+            Image.fromarray(slope).save(folder / f"sync_depth_{number:05d}.png")
+    config = replace(
+        load_recipe("nyuv2_normals"), checkpoint="scratch", model=TINY_VIT, data=tmp_path,
+        out=tmp_path / "out",
+    )  # fmt: skip
+    short = ["schedule.warmup_steps=1", "schedule.steps=2", "schedule.batch=2", "device=cpu"]
+    short += ["normals.views.cut=[32, 32]", "workers=0"]
+    (row,) = task.run(override(config, short)).rows
+    assert row["dataset"] == "nyuv2-test"
+    assert 0 < row["metrics"]["mean_degrees"] < 180

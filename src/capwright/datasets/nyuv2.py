@@ -4,7 +4,8 @@ Reads one of
 - nyu_depth_v2_labeled.mat with splits.mat: `depths` in metres (kinect, filled in), needs h5py;
 - official_splits/{test,train}/SCENE/rgb_00045.jpg with sync_depth_00045.png, in millimetres;
 - nyu2_test/00000_colors.png with 00000_depth.png, in millimetres (test alone).
-Depth 0 is unknown.
+Depth 0 is unknown. The camera is that of the set's toolbox (its camera_params.m, colour camera; it
+counts pixels from 1), so that normals follow from the depths (surfaces.py).
 """
 
 from dataclasses import dataclass
@@ -16,13 +17,16 @@ from PIL import Image
 
 from capwright.core.errors import CapwrightError
 from capwright.datasets.depth_pictures import DepthReader, Entry, check_depths, unit_problem
-from capwright.datasets.sets import DepthItem, DepthSet
+from capwright.datasets.sets import Camera, DepthItem, DepthSet
 
 SPLITS = ("test", "train")
 MAT, SPLITS_MAT = "nyu_depth_v2_labeled.mat", "splits.mat"
 MILLIMETRES = 1000.0
 LEAST_M, MOST_M = 1e-3, 10.0
 PLAUSIBLE_M = (0.7, 7.0)
+CAMERA = Camera(
+    fx=518.8579, fy=519.4696, cx=325.5824 - 0.5, cy=253.7362 - 0.5, height=480, width=640
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,7 @@ def load(folder: Path, split: str) -> DepthSet:
         least_m=LEAST_M,
         most_m=MOST_M,
         crops=("eigen", "none"),
+        camera=CAMERA,
     )
 
 

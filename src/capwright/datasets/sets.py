@@ -6,6 +6,7 @@ size; the reader pickles, so that worker processes can hold the set. Pictures ar
 Shapes: H and W of the stored picture, N objects.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -13,6 +14,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from capwright.core.errors import CapwrightError
 
 IGNORE = 255  # a pixel that is neither learned nor scored
 
@@ -105,12 +108,39 @@ class SegmentationSet(LabelledSet[SegmentationItem]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Camera:
+    """A pinhole camera: focal lengths and the principal point in pixels of a picture of a size.
+
+    The corner of the first pixel is at 0, its middle at 0.5.
+    """
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    height: int
+    width: int
+
+    @staticmethod
+    def of_field(degrees: float, side: int) -> "Camera":
+        """A camera with such a field of view across a square picture, looking at its middle."""
+        focal = side / 2 / math.tan(math.radians(degrees) / 2)
+        return Camera(fx=focal, fy=focal, cx=side / 2, cy=side / 2, height=side, width=side)
+
+    def at(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """fx, fy, cx, cy for the same picture at another size."""
+        across, down = width / self.width, height / self.height
+        return self.fx * across, self.fy * down, self.cx * across, self.cy * down
+
+
+@dataclass(frozen=True, kw_only=True)
 class DepthSet(LabelledSet[DepthItem]):
     """Pictures with a distance at every pixel, and the range in which it is scored."""
 
     least_m: float
     most_m: float
     crops: tuple[str, ...] = ("none",)  # the usual one first
+    camera: Camera | None = None  # with one, normals follow from the depths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,3 +169,19 @@ class ClassificationSet(LabelledSet[ClassificationItem]):
 @dataclass(frozen=True, kw_only=True)
 class CaptionSet(LabelledSet[CaptionItem]):
     """Pictures with captions."""
+
+
+Classes = SegmentationSet | DetectionSet | ClassificationSet
+
+
+def require_same_classes(train: Classes, test: Classes) -> None:
+    """Raise CapwrightError where two splits do not name the same classes in the same order."""
+    if train.classes == test.classes:
+        return
+    pairs = zip(train.classes, test.classes, strict=False)
+    first = next(((a, b) for a, b in pairs if a != b), None)
+    where = f", first {first[0]!r} and {first[1]!r}" if first else ""
+    raise CapwrightError(
+        f"the training split of {train.name} has {len(train.classes)} classes and the test split "
+        f"{len(test.classes)}{where}: both need the same classes in the same order"
+    )

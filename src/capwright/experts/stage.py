@@ -102,7 +102,7 @@ class ExpertsConfig:
     far_over_near: float = 10.0
     """Farthest over nearest depth of a picture, assumed for normals from relative depth."""
     max_jump: float = 0.2
-    """Neighbouring pixels whose depths differ by a larger share have no normal."""
+    """Neighbouring pixels whose depths differ by a larger share are of different surfaces."""
     segmentation_revision: str = "main"
     """Branch, tag or commit of the segmentation's hub id."""
     depth_revision: str = "main"

@@ -24,7 +24,7 @@ from capwright import datasets
 from capwright.core.errors import CapwrightError
 from capwright.core.files import write_json
 from capwright.core.run_folder import claim, only_one
-from capwright.datasets import scenes_sets
+from capwright.datasets import scenes_sets, surfaces
 from capwright.datasets.sets import (
     ClassificationSet,
     DepthSet,
@@ -53,7 +53,7 @@ SUMMARY = "results.json"
 KINDS: Mapping[str, tuple[type[LabelledSet[Any]], str]] = {
     "segmentation": (SegmentationSet, "a class at every pixel, such as ade20k"),
     "depth": (DepthSet, "a distance at every pixel, such as nyuv2"),
-    "normals": (NormalsSet, "a surface normal at every pixel, such as scenes"),
+    "normals": (NormalsSet, "a surface normal at every pixel, such as nyuv2"),
     "classification": (ClassificationSet, "a class of every picture, such as imagenet"),
     "detection": (DetectionSet, "boxes and masks, such as coco-instances"),
 }
@@ -136,6 +136,8 @@ def open_set(config: TransferConfig, split: str) -> LabelledSet[Any]:
         return SCENES[config.task](config.data / split)
     if config.dataset != "scenes":
         found = datasets.load(config.dataset, config.data, split)
+        if kind is NormalsSet and isinstance(found, DepthSet) and found.camera is not None:
+            return surfaces.normals_of(found)
         if isinstance(found, kind):
             return found
     raise CapwrightError(f"{config.dataset} is not for {config.task}: take a set with {needed}")
