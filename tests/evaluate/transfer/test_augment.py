@@ -13,11 +13,10 @@ from capwright.datasets.sets import IGNORE, SegmentationItem
 from capwright.evaluate.transfer.augment import (
     LearningView,
     ViewSettings,
-    Window,
-    cut_labels,
-    cut_pixels,
     distorted,
+    filled,
 )
+from capwright.evaluate.transfer.windows import Window
 
 FILL = (10, 20, 30)
 
@@ -57,13 +56,21 @@ def test_labels_stay_on_their_pixels(scale: tuple[float, float], short_side: int
 def test_a_window_of_a_resized_picture_is_the_window_of_its_resized_whole() -> None:
     given = item()
     whole = np.asarray(given.image.resize((90, 60), Image.Resampling.BILINEAR))
-    window = Window(top=7, left=11, height=60, width=90, down=1.5, across=1.5)
-    found = cut_pixels(given.image, window, 32, FILL)
+    window = Window(whole=(60, 90), top=7, left=11, height=32, width=32)
+    found = window.pixels(given.image)
     inner = (slice(2, -2), slice(2, -2))  # a cut sees no pixels beyond its edge
     difference = found[inner].astype(int) - whole[7:39, 11:43][inner]
     assert abs(difference).max() <= 1
     rows, columns = (((np.arange(a, a + 32) + 0.5) / 1.5).astype(int) for a in (7, 11))
-    assert np.array_equal(cut_labels(given.seg_HW, window, 32), given.seg_HW[np.ix_(rows, columns)])
+    for mine, meant in zip(window.nearest((40, 60)), (rows, columns), strict=True):
+        assert np.array_equal(mine, meant)
+
+
+def test_a_part_fills_the_beginning_of_its_square() -> None:
+    square = filled(np.full((2, 3, 3), 7, np.uint8), 4, FILL)
+    assert (square[:2, :3] == 7).all()
+    assert (square[2:] == FILL).all()
+    assert (square[:, 3:] == FILL).all()
 
 
 def test_what_the_picture_does_not_fill_is_the_mean_colour_and_ignored() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from capwright.core.errors import CapwrightError
 from capwright.datasets import load
-from capwright.datasets.sets import ClassificationSet
+from capwright.datasets.sets import ClassificationSet, require_same_classes
 from capwright.dense.backbone import Backbone, load_backbone
 from capwright.evaluate.classification import classification_metrics
 from capwright.evaluate.outcomes import values
@@ -22,7 +22,6 @@ from capwright.evaluate.transfer.classification import (
     frozen_scores,
     measure,
     require_every_class,
-    require_same_classes,
 )
 from capwright.evaluate.transfer.finetune_classifier import Classifier
 from capwright.evaluate.transfer.vectors import VectorPlan, VectorStore

@@ -18,6 +18,7 @@ import object_sets
 from capwright.cli import group
 from capwright.core.errors import CapwrightError
 from capwright.datasets.coco_masks import decode_mask
+from capwright.datasets.sets import require_same_classes
 from capwright.dense.backbone import load_backbone
 from capwright.dense.mask_rcnn import MaskRCNNSettings
 from capwright.evaluate.compare import CompareConfig
@@ -32,7 +33,6 @@ from capwright.evaluate.transfer.detection import (
     detections,
     measure,
     require_objects,
-    require_same_classes,
 )
 from capwright.evaluate.transfer.detection_views import DetectionViews
 from capwright.evaluate.transfer.loop import STATE, Schedule, fit

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from capwright.core.errors import CapwrightError
-from capwright.datasets.sets import IGNORE, SegmentationItem
+from capwright.datasets.sets import IGNORE, SegmentationItem, require_same_classes
 from capwright.dense.backbone import load_backbone
 from capwright.dense.pixel_model import PixelModel
 from capwright.evaluate.dense_metrics import confusion_matrix, segmentation_metrics
@@ -32,7 +32,6 @@ from capwright.evaluate.transfer.segmentation import (
     cross_entropy,
     measure,
     require_batches,
-    require_same_classes,
 )
 from segmentation_sets import COLOURS, squares
 
@@ -314,5 +313,5 @@ def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(CapwrightError, match=r"schedule\.batch must be at least 2"):
         require_batches(SETTINGS, 1)
     require_batches(replace(SETTINGS, head="semantic_fpn"), 1)
-    with pytest.raises(CapwrightError, match=r"background, apples, berries \(3\)"):
+    with pytest.raises(CapwrightError, match=r"split 2, first .background. and .a.: both"):
         require_same_classes(squares(1), replace(squares(1), classes=("a", "b")))

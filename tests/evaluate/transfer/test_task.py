@@ -210,6 +210,7 @@ def test_the_control_has_its_own_schedule(config: TransferConfig) -> None:
     [
         ({"task": "tracking"}, "task 'tracking': allowed are segmentation"),
         ({"fractions": (0.0,)}, "above 0 and at most 1"),
+        ({"save_every": 0}, "save_every is 0 steps: give at least 1"),
         ({"fractions": ()}, "give at least one"),
         ({"seeds": ()}, "give at least one of each"),
         ({"test_splits": ()}, "give at least one of each"),
@@ -289,3 +290,17 @@ def test_types_of_tasks_agree() -> None:
 
     measures: dict[str, Callable[..., Any]] = {name: m for name, (_, m) in tasks.TASKS.items()}
     assert set(measures) == set(TASKS) == set(task.KINDS)
+
+
+def test_splits_with_other_classes_are_refused(
+    config: TransferConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_set = task.open_set
+
+    def opened(config: TransferConfig, split: str) -> Any:
+        found = open_set(config, split)
+        return replace(found, classes=("ghost", *found.classes[1:])) if split == "seen" else found
+
+    monkeypatch.setattr(task, "open_set", opened)
+    with pytest.raises(CapwrightError, match=r"split 3, first '\w+' and 'ghost': both need"):
+        task.run(config)

@@ -94,20 +94,11 @@ class RankBatches(Batches):
             )
         self.group = group
 
-    def __getitem__(self, step: int) -> list[Any] | CapwrightError:
+    @property
+    def places(self) -> range:
+        """Which items of a step are read here."""
         share = self.batch // self.group.world
-        places = range(self.group.rank * share, (self.group.rank + 1) * share)
-        chosen = self.chosen(step)
-        assert self.view is not None
-        try:
-            return [
-                self.view(
-                    self.dataset[chosen[place]], np.random.default_rng([self.seed, step, place])
-                )
-                for place in places
-            ]
-        except CapwrightError as error:
-            return error
+        return range(self.group.rank * share, (self.group.rank + 1) * share)
 
 
 def stacked(views: list[Views]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -22,12 +22,14 @@ from capwright.adapt.learned_tokens import PrefixedTexts
 from capwright.adapt.zsseg.crops import region_features
 from capwright.adapt.zsseg.prompts import PromptSettings, class_vectors
 from capwright.adapt.zsseg.splits import Split, taught_labels
+from capwright.core.config import digest
 from capwright.core.errors import CapwrightError
 from capwright.core.files import atomic_path
 from capwright.core.progress import Progress
 from capwright.datasets.sets import LabelledSet, SegmentationItem
 from capwright.dense.words import Vocabulary
 from capwright.evaluate.encoder import Encoder
+from capwright.evaluate.transfer.loop import STATE, State
 
 LEAST_PIXELS = 16  # of a mask that is learned from
 
@@ -100,8 +102,8 @@ def learn(
     words = Vocabulary(classes=tuple(vocabulary.classes[number] for number in taught))
     options: dict[str, Any] = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
     optimizer = torch.optim.SGD(texts.parameters(), lr=settings.learning_rate, **options)
-    state = folder / "state.pt"
-    begin = _restore(state, texts, optimizer)
+    state = State(folder / STATE, texts, optimizer, digest({"settings": settings, "seed": seed}))
+    begin = state.read()
     with Progress("prompts", settings.steps, "steps", start=begin) as progress:
         for step in range(begin, settings.steps):
             for group in optimizer.param_groups:
@@ -115,8 +117,8 @@ def learn(
             optimizer.step()
             progress.advance(note=f"loss {loss.item():.3f}")
             if (step + 1) % settings.save_every == 0:
-                _save(state, texts, optimizer, step + 1)
-    _save(state, texts, optimizer, settings.steps)
+                state.write(step + 1)
+    state.write(settings.steps)
 
 
 def prompt_loss(features_BE: Tensor, classes_B: Tensor, texts_KE: Tensor, scale: float) -> Tensor:
@@ -129,18 +131,3 @@ def rate(settings: PromptSettings, step: int) -> float:
     if step < settings.warmup_steps:
         return settings.warmup_learning_rate
     return settings.learning_rate * (1 + math.cos(math.pi * step / settings.steps)) / 2
-
-
-def _restore(state: Path, texts: PrefixedTexts, optimizer: torch.optim.Optimizer) -> int:
-    if not state.is_file():
-        return 0
-    saved = torch.load(state, weights_only=True, map_location=texts.prefix_MD.device)
-    texts.load_state_dict(saved["texts"])
-    optimizer.load_state_dict(saved["optimizer"])
-    return int(saved["step"])
-
-
-def _save(state: Path, texts: PrefixedTexts, optimizer: torch.optim.Optimizer, step: int) -> None:
-    with atomic_path(state) as temporary:
-        content = {"texts": texts.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-        torch.save(content, temporary)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from capwright.core.errors import CapwrightError
 from capwright.datasets.sets import IGNORE, SegmentationItem
+from capwright.evaluate.transfer.windows import Window
 
 TRIES = 10
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32.0, (0.5, 1.5), (0.5, 1.5), 18 / 180
@@ -65,11 +66,12 @@ class LearningView:
         if settings.short_side:
             scale *= settings.short_side / min(image.size)
         for _ in range(TRIES):
-            window = _window(image.height, image.width, scale, settings.side, draws)
-            seg_SS = cut_labels(seg_HW, window, settings.side)
+            window = _window(image, scale, settings.side, draws)
+            seen_hw = seg_HW[np.ix_(*window.nearest((image.height, image.width)))]
+            seg_SS = filled(seen_hw, settings.side, IGNORE)
             if _largest_share(seg_SS) <= settings.most_of_one:
                 break
-        pixels_SS3 = cut_pixels(image, window, settings.side, self.fill)
+        pixels_SS3 = filled(window.pixels(image), settings.side, self.fill)
         if settings.colours:
             pixels_SS3 = distorted(pixels_SS3, draws)
         if settings.mirror and draws.random() < 0.5:
@@ -78,46 +80,14 @@ class LearningView:
         return torch.from_numpy(pixels_3SS), torch.from_numpy(np.ascontiguousarray(seg_SS))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Window:
-    """A square of the resized picture: where it begins, and the scales from stored to resized."""
-
-    top: int
-    left: int
-    height: int  # of the resized picture
-    width: int
-    down: float  # resized pixels a stored one
-    across: float
-
-
-def cut_labels(seg_HW: NDArray[np.uint8], window: Window, side: int) -> NDArray[np.uint8]:
-    """Classes [S, S]; IGNORE where the picture ends."""
-    rows = _sources(window.top, window.height, window.down, side, len(seg_HW))
-    columns = _sources(window.left, window.width, window.across, side, seg_HW.shape[1])
-    seg_SS = np.full((side, side), IGNORE, np.uint8)
-    seg_SS[: len(rows), : len(columns)] = seg_HW[np.ix_(rows, columns)]
-    return seg_SS
-
-
-def cut_pixels(
-    image: Image.Image, window: Window, side: int, fill: tuple[int, int, int]
+def filled(
+    part_hw3: NDArray[np.uint8], side: int, fill: int | tuple[int, int, int]
 ) -> NDArray[np.uint8]:
-    """Pixels [S, S, 3]; the colour `fill` where the picture ends."""
-    high, wide = (
-        min(side, window.height - window.top),
-        min(side, window.width - window.left),
-    )
-    box = (
-        window.left / window.across,
-        window.top / window.down,
-        min(image.width, (window.left + wide) / window.across),
-        min(image.height, (window.top + high) / window.down),
-    )
-    part = image.resize((wide, high), Image.Resampling.BILINEAR, box=box)
-    pixels_SS3 = np.empty((side, side, 3), np.uint8)
-    pixels_SS3[:] = fill
-    pixels_SS3[:high, :wide] = np.asarray(part)
-    return pixels_SS3
+    """A square [S, S, ...] that begins with the part; what the part leaves open is `fill`."""
+    square_SS3 = np.empty((side, side, *part_hw3.shape[2:]), np.uint8)
+    square_SS3[:] = fill
+    square_SS3[: part_hw3.shape[0], : part_hw3.shape[1]] = part_hw3
+    return square_SS3
 
 
 def distorted(pixels_HW3: NDArray[np.uint8], draws: Generator) -> NDArray[np.uint8]:
@@ -143,22 +113,15 @@ def distorted(pixels_HW3: NDArray[np.uint8], draws: Generator) -> NDArray[np.uin
     return x
 
 
-def _window(height: int, width: int, scale: float, side: int, draws: Generator) -> Window:
-    high, wide = max(1, round(height * scale)), max(1, round(width * scale))
+def _window(image: Image.Image, scale: float, side: int, draws: Generator) -> Window:
+    high, wide = max(1, round(image.height * scale)), max(1, round(image.width * scale))
     return Window(
+        whole=(high, wide),
         top=int(draws.integers(max(high - side, 0) + 1)),
         left=int(draws.integers(max(wide - side, 0) + 1)),
-        height=high,
-        width=wide,
-        down=high / height,
-        across=wide / width,
+        height=min(side, high),
+        width=min(side, wide),
     )
-
-
-def _sources(start: int, length: int, scale: float, side: int, stored: int) -> NDArray[np.intp]:
-    places = np.arange(start, min(start + side, length))
-    sources: NDArray[np.intp] = ((places + 0.5) / scale).astype(np.intp)
-    return sources.clip(max=stored - 1)
 
 
 def _largest_share(seg_SS: NDArray[np.uint8]) -> float:

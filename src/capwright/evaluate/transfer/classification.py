@@ -153,15 +153,3 @@ def require_every_class(labels: Iterable[int], pictures: ClassificationSet) -> N
             f"{len(missing)} classes of {pictures.name} have no training pictures, first "
             f"{missing[0]!r}: add some, or remove the class from training and test folders"
         )
-
-
-def require_same_classes(train: ClassificationSet, test: ClassificationSet) -> None:
-    """Raise CapwrightError where the two splits do not name the same classes."""
-    if train.classes != test.classes:
-        both = zip(train.classes, test.classes, strict=False)
-        first = next(((a, b) for a, b in both if a != b), None)
-        where = f", first {first[0]!r} and {first[1]!r}" if first else ""
-        raise CapwrightError(
-            f"the training split of {train.name} has {len(train.classes)} classes and the test "
-            f"split {len(test.classes)}{where}: both need the same folders of classes"
-        )

@@ -147,18 +147,6 @@ def require_objects(pictures: DetectionSet, numbers: Sequence[int]) -> None:
         )
 
 
-def require_same_classes(train: DetectionSet, test: DetectionSet) -> None:
-    """Raise CapwrightError where the two splits do not name the same classes."""
-    if train.classes != test.classes:
-        pairs = zip(train.classes, test.classes, strict=False)
-        first = next(((a, b) for a, b in pairs if a != b), None)
-        where = f", first {first[0]!r} and {first[1]!r}" if first else ""
-        raise CapwrightError(
-            f"the training split of {train.name} has {len(train.classes)} classes and the test "
-            f"split {len(test.classes)}{where}: both need the same categories"
-        )
-
-
 @torch.no_grad()
 def _found(
     model: nn.Module, batch: Sequence[Seen], category_ids: Sequence[int], precision: Precision

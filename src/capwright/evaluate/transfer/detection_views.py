@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.random import Generator
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
 from capwright.core.errors import CapwrightError
 from capwright.datasets.sets import DetectionItem
+from capwright.evaluate.transfer.windows import Window
 
 MIRRORED = 0.5
 
@@ -73,8 +73,8 @@ class LearningView:
         top = int(draws.integers(size[0] - high + 1))
         left = int(draws.integers(size[1] - wide + 1))
         mirrored = settings.mirror and draws.random() < MIRRORED
-        window = _Window(size=size, top=top, left=left, high=high, wide=wide, mirrored=mirrored)
-        return _pixels(image, window), _target(item, window)
+        window = Window(whole=size, top=top, left=left, height=high, width=wide)
+        return _pixels(window, image, mirrored=mirrored), _target(window, item, mirrored)
 
 
 def size_at_test(image: Image.Image, settings: DetectionViews) -> tuple[int, int]:
@@ -84,11 +84,7 @@ def size_at_test(image: Image.Image, settings: DetectionViews) -> tuple[int, int
 
 def resized(image: Image.Image, size: tuple[int, int]) -> Tensor:
     """Pixels uint8 [3, H, W] of the whole picture at another size (bilinear, antialiased)."""
-    height, width = size
-    return _pixels(
-        image.convert("RGB"),
-        _Window(size=size, top=0, left=0, high=height, wide=width, mirrored=False),
-    )
+    return _pixels(Window(whole=size, height=size[0], width=size[1]), image.convert("RGB"))
 
 
 def check_labels(item: DetectionItem, classes: int) -> None:
@@ -99,22 +95,6 @@ def check_labels(item: DetectionItem, classes: int) -> None:
             f"picture {item.key!r} has an object of the class {int(wrong[0])}, but there are "
             f"{classes} classes, from 0: correct its labels, or the list of classes"
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Window:
-    """A part of the resized picture."""
-
-    size: tuple[int, int]  # height and width of the whole, resized
-    top: int
-    left: int
-    high: int
-    wide: int
-    mirrored: bool
-
-    def scales(self, height: int, width: int) -> tuple[float, float]:
-        """Resized pixels a stored one: down, across."""
-        return self.size[0] / height, self.size[1] / width
 
 
 def _drawn_size(image: Image.Image, settings: DetectionViews, draws: Generator) -> tuple[int, int]:
@@ -133,37 +113,24 @@ def _scaled(image: Image.Image, scale: float) -> tuple[int, int]:
     return max(1, round(image.height * scale)), max(1, round(image.width * scale))
 
 
-def _pixels(image: Image.Image, window: _Window) -> Tensor:
-    """Cut and resized in one step: only the window's pixels are computed."""
-    down, across = window.scales(image.height, image.width)
-    box = (
-        window.left / across,
-        window.top / down,
-        min(image.width, (window.left + window.wide) / across),
-        min(image.height, (window.top + window.high) / down),
-    )
-    part = image.resize((window.wide, window.high), Image.Resampling.BILINEAR, box=box)
-    pixels_HW3 = np.asarray(part)
-    if window.mirrored:
-        pixels_HW3 = pixels_HW3[:, ::-1]
+def _pixels(window: Window, image: Image.Image, *, mirrored: bool = False) -> Tensor:
+    pixels_HW3 = window.pixels(image)[:, :: -1 if mirrored else 1]
     return torch.from_numpy(np.ascontiguousarray(pixels_HW3.transpose(2, 0, 1)))
 
 
-def _target(item: DetectionItem, window: _Window) -> dict[str, Tensor]:
+def _target(window: Window, item: DetectionItem, mirrored: bool) -> dict[str, Tensor]:
     kept = np.flatnonzero(~item.crowd_N)
-    height, width = item.masks_NHW.shape[1:]
-    down, across = window.scales(height, width)
-    rows = _nearest(window.top, window.high, down, height)
-    columns = _nearest(window.left, window.wide, across, width)
-    masks_NHW = torch.from_numpy(item.masks_NHW[np.ix_(kept, rows, columns)])
+    stored = (item.image.height, item.image.width)
+    down, across = window.scales(stored)
+    masks_NHW = torch.from_numpy(item.masks_NHW[np.ix_(kept, *window.nearest(stored))])
     stored_N4 = torch.from_numpy(item.boxes_N4[kept])
     boxes_N4 = stored_N4 * stored_N4.new_tensor([across, down, across, down])
     boxes_N4 -= boxes_N4.new_tensor([window.left, window.top, window.left, window.top])
     boxes_N4 = _within(boxes_N4, masks_NHW)
-    if window.mirrored:
+    if mirrored:
         masks_NHW = masks_NHW.flip(-1)
         boxes_N4 = boxes_N4[:, [2, 1, 0, 3]] * boxes_N4.new_tensor([-1, 1, -1, 1])
-        boxes_N4 += boxes_N4.new_tensor([window.wide, 0, window.wide, 0])
+        boxes_N4 += boxes_N4.new_tensor([window.width, 0, window.width, 0])
     left = masks_NHW.flatten(1).any(dim=1) & (boxes_N4[:, 2:] > boxes_N4[:, :2]).all(dim=1)
     labels_N = torch.from_numpy(item.labels_N[kept]) + 1  # 0 is the background
     return {
@@ -184,10 +151,3 @@ def _within(boxes_N4: Tensor, masks_NHW: Tensor) -> Tensor:
         ends = boxes_N4.new_tensor([0, 0, 1, 1])
         inside_N4[cut_N] = masks_to_boxes(masks_NHW[cut_N]).to(boxes_N4) + ends
     return inside_N4
-
-
-def _nearest(start: int, count: int, scale: float, stored: int) -> NDArray[np.intp]:
-    """Stored rows (or columns) of the pixels of a window."""
-    places = (np.arange(start, start + count, dtype=np.float64) + 0.5) / scale
-    nearest: NDArray[np.intp] = np.minimum(places, stored - 1).astype(np.intp)
-    return nearest

@@ -3,8 +3,9 @@
 Which items a step takes, and every random number of it, is a function of (seed, step) alone: the
 items follow one permutation a pass (pretrain/draws.py), item p of step s draws from a generator
 seeded with (seed, s, p + 1), the loss with (seed, s, 0), and torch's own generator is seeded at
-every step. So a killed run that is started again ends with the same weights, bit for bit (same
-machine, same number of threads), whatever the number of workers that read.
+every step. So a killed run that is started again ends with the same weights, whatever the number
+of workers that read: on a CPU bit for bit (same machine, same number of threads), on a GPU up to
+rounding, since some of its kernels add in no fixed order.
 
 Writes FOLDER/state.pt (weights, but not those of a frozen backbone; optimiser; step) and
 FOLDER/metrics.jsonl. SIGTERM ends the step in hand, writes the state and raises `Stopped`.
@@ -95,7 +96,7 @@ class Schedule:
         x = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
         if self.shape == "step":
             passed = sum(step >= share * self.steps for share in self.milestones)
-            return float(STEP_FACTOR**passed)
+            return self.least + (1 - self.least) * STEP_FACTOR**passed
         shapes: dict[str, float] = {
             "poly": (1 - x) ** self.power,
             "cosine": 0.5 + 0.5 * math.cos(math.pi * x),
@@ -139,17 +140,13 @@ def fit(
     module ends in evaluation mode. Raises CapwrightError for no items, a state of another plan and
     a loss that is not finite; `signals.Stopped` after SIGTERM.
     """
-    device = torch.device(device)
     if not numbers:
         raise CapwrightError(f"{dataset.name} gives no items to learn from: raise the fraction")
     if precision == "fp16":
         raise CapwrightError("precision fp16 needs a scaled loss, which transfer lacks: take bf16")
+    device = torch.device(device)
     module = learner.module.to(device)
-    if not schedule.encoder_learning_rate:
-        freeze(module)
-    own = getattr(learner, "parameter_groups", None)
-    groups = parameter_groups(module, schedule) if own is None else own(schedule)
-    optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=schedule.betas)
+    optimizer = _optimizer(learner, schedule)
     rates = [group["lr"] for group in optimizer.param_groups]
     plan = digest({"schedule": schedule, "seed": seed, "items": list(numbers)})
     state = State(folder / STATE, module, optimizer, plan)
@@ -169,12 +166,8 @@ def fit(
             torch.manual_seed(draws.step_seed(seed, step, 0))
             with arithmetic(precision, device):
                 loss = learner.loss(items, np.random.default_rng([seed, step, 0]))
-            optimizer.zero_grad(set_to_none=True)
             with attention_kernel(precision, device):
-                loss.backward()
-            if schedule.grad_clip:
-                nn.utils.clip_grad_norm_(module.parameters(), schedule.grad_clip)
-            optimizer.step()
+                _update(module, optimizer, loss, schedule.grad_clip)
             done, note = step + 1, ""
             if done % LOOKED_AT == 0 or done == schedule.steps:
                 note = _look(loss, step, schedule, log)
@@ -184,6 +177,24 @@ def fit(
             if asked and done < schedule.steps:
                 raise signals.Stopped(done * schedule.batch, str(state.path))
     module.eval()
+
+
+def _optimizer(learner: Learner, schedule: Schedule) -> torch.optim.Optimizer:
+    if not schedule.encoder_learning_rate:
+        freeze(learner.module)
+    own = getattr(learner, "parameter_groups", None)
+    groups = parameter_groups(learner.module, schedule) if own is None else own(schedule)
+    return torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=schedule.betas)
+
+
+def _update(
+    module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float
+) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if grad_clip:
+        nn.utils.clip_grad_norm_(module.parameters(), grad_clip)
+    optimizer.step()
 
 
 def freeze(module: nn.Module) -> None:
@@ -227,6 +238,11 @@ class Batches(Dataset[Any]):
         self.dataset, self.numbers, self.batch = dataset, tuple(numbers), batch
         self.seed, self.view = seed, view
 
+    @property
+    def places(self) -> range:
+        """Which items of a step are read here: all of them."""
+        return range(self.batch)
+
     def chosen(self, step: int) -> list[int]:
         """Numbers of the items of a step: passes follow each other without a gap."""
         count = len(self.numbers)
@@ -238,12 +254,13 @@ class Batches(Dataset[Any]):
 
     def __getitem__(self, step: int) -> list[Any] | CapwrightError:
         try:
-            items = [self.dataset[number] for number in self.chosen(step)]
+            chosen = self.chosen(step)
+            items = [(place, self.dataset[chosen[place]]) for place in self.places]
             if self.view is None:
-                return items
+                return [item for _, item in items]
             return [
                 self.view(item, np.random.default_rng([self.seed, step, 1 + place]))
-                for place, item in enumerate(items)
+                for place, item in items
             ]
         except CapwrightError as error:
             return error

@@ -231,15 +231,6 @@ def require_batches(settings: SegmentationSettings, batch: int) -> None:
         )
 
 
-def require_same_classes(train: SegmentationSet, test: SegmentationSet) -> None:
-    """Raise CapwrightError where two splits do not name the same classes."""
-    if train.classes != test.classes:
-        raise CapwrightError(
-            f"the training split of {train.name} has the classes {_some(train.classes)}, a test "
-            f"split {_some(test.classes)}: both need the same classes in the same order"
-        )
-
-
 def _labels(
     model: PixelModel, items: Sequence[SegmentationItem], settings: ReadOut
 ) -> NDArray[np.integer]:
@@ -258,7 +249,3 @@ def _labels(
     size = items[0].seg_HW.shape
     logits_BCHW = F.interpolate(logits_BChw, size=size, mode="bilinear", align_corners=False)
     return logits_BCHW.argmax(dim=1).cpu().numpy()
-
-
-def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''} ({len(names)})"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from capwright.datasets.sets import ClassificationSet
+from capwright.datasets.sets import ClassificationSet, require_same_classes
 from capwright.dense.backbone import Backbone
 from capwright.evaluate.results import Protocol
 from capwright.evaluate.transfer import (
@@ -24,7 +24,7 @@ def segment(run: Run) -> dict[str, Measured]:
     """Segmentation with any head."""
     settings, train = run.config.segmentation, run.train
     for test in run.tests.values():
-        segmentation.require_same_classes(train, test)
+        require_same_classes(train, test)
     backbone = run.backbone(settings.depths)
     if settings.head == "knn":
         model = nearest_patches.build(backbone, settings, train, run.numbers, run.seed)
@@ -68,7 +68,7 @@ def classify(run: Run) -> dict[str, Measured]:
     """Classification by a linear probe, by neighbours or by fine-tuning."""
     settings, train = run.config.classification, run.train
     for test in run.tests.values():
-        classification.require_same_classes(train, test)
+        require_same_classes(train, test)
     if train.labels:
         classification.require_every_class(train.labels, train)
     backbone = run.backbone()
@@ -101,7 +101,7 @@ def detect(run: Run) -> dict[str, Measured]:
     """Boxes and masks by Mask R-CNN."""
     settings, train = run.config.detection, run.train
     for test in run.tests.values():
-        detection.require_same_classes(train, test)
+        require_same_classes(train, test)
     detection.require_objects(train, run.numbers)
     backbone = run.backbone()
     with run.seeded():
