@@ -38,11 +38,11 @@ def test_the_mirror_of_the_scenes_fits_into_the_small_tower() -> None:
 
 def test_the_scenes_recipe_by_its_command(tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    scenes = write_scenes(tmp_path / "scenes")
+    scenes, tested = write_scenes(tmp_path / "scenes"), write_scenes(tmp_path / "tested")
     result = CliRunner().invoke(
         group,
         [
-            "adapt", "mirror-depth", "--data", str(scenes), "--test-data", str(scenes),
+            "adapt", "mirror-depth", "--data", str(scenes), "--test-data", str(tested),
             "--out", str(tmp_path / "out"), "--seeds", "1", "--set", "checkpoint=null",
             "--set", "schedule.warmup_steps=1", "--set", "schedule.steps=3",
             "--set", 'arms=["mirror","constant"]', "--set", "test_pictures=8",

@@ -25,7 +25,7 @@ def each(
 
     Elsewhere are fresh processes with so many `threads` of torch, lest they fight over the cores.
     """
-    if workers <= 1:
+    if workers <= 1 or not items:
         for item in items:
             do(item)
         return

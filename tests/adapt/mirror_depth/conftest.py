@@ -51,6 +51,7 @@ def encoder() -> Encoder:
 def plan(tmp_path: Path) -> Config:
     return Config(
         checkpoint=None, model=SMALLER, data=tmp_path / "scenes", out=tmp_path / "out",
+        test_data=tmp_path / "tested",
         dataset="scenes", tokens=5, width=8, most_m=20.0, precision="fp32",
         views=ViewSettings(short_side=32), read_out=ReadOut(batch=8), test_pictures=8,
         schedule=Schedule(steps=4, batch=3, learning_rate=1e-3), save_every=2,

@@ -23,7 +23,9 @@ from toy_scenes import write_scenes
 
 @pytest.fixture
 def scenes(plan: Config) -> Config:
-    write_scenes(plan.data)
+    for folder in (plan.data, plan.test_data):
+        assert folder is not None
+        write_scenes(folder)
     return plan
 
 

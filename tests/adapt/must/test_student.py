@@ -37,6 +37,16 @@ def test_scores_are_scaled_cosines_of_the_tower_and_the_words(
     assert seen.pixels_B3SS is None
 
 
+def test_scores_are_not_rounded_in_half_precision() -> None:
+    torch.manual_seed(1)
+    student = Student(tiny_model(None).visual.eval(), torch.randn(4, 12), 100.0, patch=PATCH)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        seen = student(torch.randn(3, 3, SIDE, SIDE))
+    expected = 100 * seen.pictures_BE @ F.normalize(student.classifier.detach(), dim=-1).T
+    assert seen.logits_BC.dtype == torch.float32
+    assert torch.allclose(seen.logits_BC, expected, atol=1e-4)
+
+
 def test_hidden_pixels_cannot_be_seen() -> None:
     """Also behind the convolutional stem, which looks beyond its patch."""
     student = Student(tiny_model(NANO).visual.eval(), torch.randn(4, 12), 20.0, patch=8)

@@ -1,7 +1,9 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -9,6 +11,7 @@ from capwright.adapt.zsseg.learners import PixelClassifierLearner, ProposalLearn
 from capwright.adapt.zsseg.losses import LossWeights
 from capwright.adapt.zsseg.one_stage import PixelClassifier
 from capwright.adapt.zsseg.proposals import (
+    RESNET50,
     ProposalNetwork,
     ProposalSettings,
     enlarged,
@@ -82,6 +85,24 @@ def test_a_backbone_of_timm() -> None:
     )
     layers = ProposalNetwork(settings, E).eval()(torch.rand(1, 3, 50, 70))
     assert [layer.masks_BQhw.shape[1] for layer in layers] == [3]
+
+
+def test_trained_weights_of_timm_reach_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, create = [], timm.create_model
+
+    def trained(name: str, *, pretrained: bool, **options: Any) -> Any:
+        made.append(create(name, **options))
+        return made[-1] if pretrained else create(name, **options)
+
+    backbone = {**RESNET50, "backbone": "test_resnet"}
+    sizes = {"queries": 3, "layers": 1, "width": 16, "heads": 2, "feedforward": 16}
+    network = ProposalNetwork(ProposalSettings(backbone=backbone, mask_features=32, **sizes), E)
+    monkeypatch.setattr(timm, "create_model", trained)
+    network.load_backbone()
+    own = network.maskformer.pixel_level_module.encoder._backbone.state_dict()
+    (weights,) = (model.state_dict() for model in made)
+    assert own.keys() == weights.keys()
+    assert all(torch.equal(own[name], weights[name]) for name in own)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def plan(
     return Config(
         checkpoint=None,
         data=scenes,
+        test_data=toy_scenes.write_scenes(tmp_path / "tested"),
         out=tmp_path / "out",
         dataset="scenes",
         model=clip_config,
@@ -50,6 +51,7 @@ def plan(
         test_pictures=5,
         validation=0.2,
         weights=(0.0, 0.5, 1.0),
+        weight=0.5,
         prompts=PromptSettings(vectors=3, steps=4, batch=4, samples_per_class=4, save_every=2),
         proposals=settings,
         views=ViewSettings(short_sides=(32, 48), cut=32, test_short_side=40),
@@ -72,9 +74,11 @@ def test_every_arm_ends_with_numbers(plan: Config) -> None:
     for name in ("miou_seen", "miou_unseen", "hiou", "weight"):
         assert 0 <= (learned.metrics[name] or 0) <= 1
     assert learned.metrics["weight"] in plan.weights
-    assert {"validation/w=0.5/hiou", "validation/clip/hiou", "test/proposals/hiou"} <= set(
+    # at the plan's own weight too, whether or not it is the one that was chosen
+    assert {"validation/w=0.5/hiou", "validation/clip/hiou", "test/w=0.5/hiou"} <= set(
         learned.metrics
     )
+    assert learned.metrics["hiou"] == learned.metrics[f"test/w={learned.metrics['weight']:g}/hiou"]
     outcomes = read_outcomes(plan.out / "0" / LEARNED / "results.npz")[0]
     assert len(outcomes.keys) == 5
     found = outcomes.metrics["miou_unseen"]
@@ -134,12 +138,19 @@ def test_no_learned_picture_is_left(plan: Config) -> None:
         arms.prepare(replace(plan, train_pictures=1), 0)
 
 
+def test_pictures_that_are_learned_from_are_not_tested_on(plan: Config) -> None:
+    with pytest.raises(CapwrightError, match="would be learned from and tested on"):
+        arms.prepare(replace(plan, test_data=None), 0)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"arms": ("two_stage",)}, "one of one_stage, fixed, learned, self_trained"),
         ({"validation": 1.0}, "a validation share of 1.0"),
         ({"seeds": ()}, "0 seeds"),
+        ({"weights": (0.5, 1.5)}, "ensemble weights lie from 0 to 1"),
+        ({"save_every": 0}, "save_every=0"),
     ],
 )
 def test_plans_that_are_none(plan: Config, changes: dict[str, Any], message: str) -> None:

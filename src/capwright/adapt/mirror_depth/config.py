@@ -112,10 +112,10 @@ class Config:
                 f"arms {', '.join(self.arms)} and {len(self.seeds)} seeds: give at least one seed "
                 f"and one of {', '.join(ARMS)}"
             )
-        if self.tokens < 1 or self.width < 1 or not self.prompts:
+        if min(self.tokens, self.width, len(self.prompts), self.save_every) < 1:
             raise CapwrightError(
-                f"tokens={self.tokens}, width={self.width}, {len(self.prompts)} prompts: each "
-                "must be at least 1"
+                f"tokens={self.tokens}, width={self.width}, {len(self.prompts)} prompts, "
+                f"save_every={self.save_every}: each must be at least 1"
             )
         if self.schedule.encoder_learning_rate:
             raise CapwrightError(

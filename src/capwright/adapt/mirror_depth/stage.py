@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from capwright import datasets
+from capwright.adapt.held_out import require_held_out
 from capwright.adapt.mirror_depth import table
 from capwright.adapt.mirror_depth.config import ARMS, DEPTHCLIP, Config
 from capwright.adapt.mirror_depth.depthclip import DepthClip
@@ -64,8 +65,11 @@ def run(config: Config) -> Summary:
     """
     with only_one(config.out):
         claim(config.out, config.plan())
-        train = depth_set(config.dataset, config.data, config.split)
-        test = depth_set(config.dataset, config.test_data or config.data, config.test_split)
+        scenes = config.dataset == "scenes"  # which have no splits
+        learned = config.data, None if scenes else config.split
+        tested = config.test_data or config.data, None if scenes else config.test_split
+        require_held_out(learned, tested)
+        train, test = (depth_set(config.dataset, *place) for place in (learned, tested))
         for seed, arm in jobs(config):
             if not (folder_of(config, seed, arm) / RESULTS).is_file():
                 measure_arm(config, train, test, seed, arm)

@@ -32,7 +32,7 @@ from capwright.core.files import atomic_path, read_json, write_json
 from capwright.core.reading import in_batches, in_order
 from capwright.core.run_folder import claim
 from capwright.datasets import load
-from capwright.datasets.sets import ClassificationItem, ClassificationSet
+from capwright.datasets.sets import ClassificationItem, ClassificationSet, require_same_classes
 from capwright.dense.vit import open_up
 from capwright.evaluate.classification import class_vectors
 from capwright.evaluate.embeddings import Embeddings
@@ -93,11 +93,7 @@ class Adaptation:
         self.device = pick_device(config.device)
         self.train = _classification(config, config.train_split)
         self.test = _classification(config, config.test_split)
-        if self.train.classes != self.test.classes:
-            raise CapwrightError(
-                f"{config.train_split} and {config.test_split} of {config.data} have different "
-                "classes: give both the same folders of classes"
-            )
+        require_same_classes(self.train, self.test)
         self.encoder = load_encoder(config.checkpoint)
         self.size = config.image_size or self.encoder.image_size
         self.pair = self._pair().to(self.device)
@@ -170,6 +166,7 @@ class Adaptation:
             classifier = teacher.classifier.detach().cpu().contiguous()
             save_file({"classifier": classifier}, folder / "classifier.safetensors")
             listed = {"classes": list(self.train.classes), "scale": teacher.scale}
+            listed |= {"image_size": self.size}  # that it was adapted and tested at
             write_json(folder / "classes.json", listed)
 
     def write_results(self) -> None:
@@ -195,7 +192,7 @@ class Adaptation:
             seed=self.config.seed,
             samples_seen=self.encoder.samples_seen,
             code_revision=code_revision(),
-            options={"stage": stage, "step": step, "weights": self.config.weights},
+            options={"stage": stage, "weights": self.config.weights},
         )
 
 

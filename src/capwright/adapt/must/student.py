@@ -82,7 +82,9 @@ class Student(nn.Module):
         for block in range(self.vit.depth):
             x_BND = self.vit.block(block, x_BND)
         pictures_BE = F.normalize(self.vit.embedding(x_BND).float(), dim=-1)
-        logits_BC = self.scale * pictures_BE @ F.normalize(self.classifier.float(), dim=-1).T
+        with torch.autocast(images_B3SS.device.type, enabled=False):  # logits of 100: 24 bits
+            classes_CE = F.normalize(self.classifier.float(), dim=-1)
+            logits_BC = self.scale * pictures_BE @ classes_CE.T
         if hidden_Bhw is None:
             return Seen(logits_BC=logits_BC, pictures_BE=pictures_BE)
         tokens_BPD = x_BND[:, self.vit.prefix :]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from capwright import datasets
+from capwright.adapt.held_out import require_held_out
 from capwright.adapt.learned_tokens import PrefixedTexts
 from capwright.adapt.zsseg import learners, self_training
 from capwright.adapt.zsseg.config import FIXED, LEARNED, ONE_STAGE, SELF_TRAINED, Config
@@ -29,14 +30,14 @@ from capwright.adapt.zsseg.words import vocabulary_of
 from capwright.core.errors import CapwrightError
 from capwright.core.progress import Progress
 from capwright.core.reading import in_order
-from capwright.datasets.sets import SegmentationItem, SegmentationSet
+from capwright.datasets.sets import SegmentationItem, SegmentationSet, require_same_classes
 from capwright.dense.backbone import load_backbone
 from capwright.dense.words import Vocabulary
 from capwright.evaluate.encoder import Encoder, load_encoder
 from capwright.evaluate.outcomes import Outcome, Outcomes, write_outcomes
 from capwright.evaluate.results import Protocol, Result, code_revision, write_results
 from capwright.evaluate.training_free import Counts
-from capwright.evaluate.transfer.loop import Schedule, fit
+from capwright.evaluate.transfer.loop import STATE, Schedule, fit
 from capwright.models.devices import pick_device
 
 PROTOCOL = Protocol(name="zsseg", version="v1")
@@ -99,18 +100,10 @@ def measure_arm(config: Config, seed: int, arm: str) -> None:
 
 def prepare(config: Config, seed: int) -> Scene:
     """Load what the arms need; CapwrightError for sets that do not fit together."""
-    train, test = (
-        _pictures(config, *place)
-        for place in (
-            (config.data, config.split),
-            (config.test_data or config.data, config.test_split),
-        )
-    )
-    if train.classes != test.classes:
-        raise CapwrightError(
-            f"the pictures to learn from have {len(train.classes)} classes and those to test on "
-            f"{len(test.classes)}, or in another order: take both from one set"
-        )
+    places = (config.data, config.split), (config.test_data or config.data, config.test_split)
+    require_held_out(*places)
+    train, test = (_pictures(config, *place) for place in places)
+    require_same_classes(train, test)
     encoder = load_encoder(config.checkpoint, model=config.model, seed=seed)
     device = pick_device(config.device)
     encoder.model.eval().requires_grad_(False).to(device)
@@ -191,6 +184,8 @@ def _two_stages(scene: Scene, arm: str, folder: Path) -> tuple[dict[str, float |
     config = scene.config
     texts_CE = texts_of(scene, arm)
     network = ProposalNetwork(config.proposals, texts_CE.shape[1])
+    if arm != SELF_TRAINED and not (folder / STATE).exists():
+        network.load_backbone()
     segmenter = Segmenter(
         network.to(scene.device), scene.encoder, texts_CE,
         short_side=config.views.test_short_side, settings=config.inference,
@@ -209,9 +204,7 @@ def _two_stages(scene: Scene, arm: str, folder: Path) -> tuple[dict[str, float |
 def _pseudo_labelled(scene: Scene, segmenter: Segmenter, folder: Path) -> SegmentationSet:
     """Load what the arm with learned prompts learned, and label the training pictures by it."""
     config = scene.config
-    state = torch.load(
-        scene.folder / LEARNED / "state.pt", weights_only=True, map_location=scene.device
-    )
+    state = torch.load(scene.folder / LEARNED / STATE, weights_only=True, map_location=scene.device)
     segmenter.network.load_state_dict(state["module"])
     exponent_C = readings(_seen(scene), [config.weight])[f"w={config.weight:g}"]
     labels = folder / "labels"
@@ -251,13 +244,17 @@ def _tested(scene: Scene, segmenter: Segmenter) -> tuple[dict[str, float | None]
     validation = {
         name: split_metrics(each.confusion_CC, scene.split) for name, each in counts.items()
     }
-    weight = max(config.weights, key=lambda w: validation[f"w={w:g}"]["hiou"] or 0.0)
+    # of equals (no unseen class in these pictures, say) the one next to the paper's
+    weight = max(
+        config.weights,
+        key=lambda w: (validation[f"w={w:g}"]["hiou"] or 0.0, -abs(w - config.weight)),
+    )
     chosen = readings(_seen(scene), [weight, config.weight])
     found = answers(segmenter, scene.test, scene.tested, chosen)
     counts = count(found, scene, len(scene.tested), "test")
     tested = {name: split_metrics(each.confusion_CC, scene.split) for name, each in counts.items()}
     best = f"w={weight:g}"
-    metrics: dict[str, float | None] = {**tested.pop(best), "weight": weight}
+    metrics: dict[str, float | None] = {**tested[best], "weight": weight}
     metrics |= _named("test", tested) | _named("validation", validation)
     return metrics, outcomes_of(scene, counts[best])
 

@@ -100,6 +100,14 @@ class Config:
                 f"a validation share of {self.validation} and {len(self.weights)} weights to try: "
                 "the share is above 0 and below 1, and one weight at least is needed"
             )
+        if not all(0 <= weight <= 1 for weight in (*self.weights, self.weight)):
+            raise CapwrightError(
+                f"weight {self.weight} and weights {self.weights}: ensemble weights lie from 0 to 1"
+            )
+        if self.save_every < 1 or self.workers < 1:
+            raise CapwrightError(
+                f"save_every={self.save_every}, workers={self.workers}: each must be at least 1"
+            )
 
     def plan(self) -> dict[str, Any]:
         """What the numbers depend on; arms and seeds can be added to a folder."""

@@ -8,6 +8,7 @@ as with the proposals, so whatever differs between both is the second stage.
 Shapes: B pictures, E joint space, C classes, H and W pixels, h and w cells.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,9 +32,12 @@ class PixelClassifier(nn.Module):
         images = pad_to(self.backbone.normalised(pixels_B3HW), self.backbone.multiple)
         maps = self.backbone(images)
         cells = (maps[-1].shape[-2], maps[-1].shape[-1])
-        unit_BEhw = F.normalize(self.head(maps, cells).float(), dim=1)
-        logits_BChw = SCALE * F.conv2d(unit_BEhw, F.normalize(texts_CE, dim=-1)[:, :, None, None])
+        found_BEhw = self.head(maps, cells)
+        with torch.autocast(images.device.type, enabled=False):  # logits of 100 need 24 bits
+            unit_BEhw = F.normalize(found_BEhw.float(), dim=1)
+            unit_CE = F.normalize(texts_CE.float(), dim=-1)
+            logits_BChw = SCALE * F.conv2d(unit_BEhw, unit_CE[:, :, None, None])
         whole = F.interpolate(
-            logits_BChw.float(), size=images.shape[-2:], mode="bilinear", align_corners=False
+            logits_BChw, size=images.shape[-2:], mode="bilinear", align_corners=False
         )
         return whole[..., :height, :width]

@@ -41,10 +41,12 @@ class PromptSettings:
     save_every: int = 1000  # steps
 
     def __post_init__(self) -> None:
-        if min(self.vectors, self.steps, self.batch, self.samples_per_class) < 1:
+        counts = (self.vectors, self.steps, self.batch, self.samples_per_class, self.save_every)
+        if min(counts) < 1:
             raise CapwrightError(
                 f"{self.vectors} vectors, {self.steps} steps of {self.batch} crops, "
-                f"{self.samples_per_class} crops a class: each must be at least 1"
+                f"{self.samples_per_class} crops a class, a state every {self.save_every} steps: "
+                "each must be at least 1"
             )
 
 

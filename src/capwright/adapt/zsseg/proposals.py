@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,10 +33,11 @@ SCALE = 100.0  # of the cosines
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GROUPS = 32  # of the norms in the pixel decoder, fixed in transformers
 
+PRETRAINED = "use_pretrained_backbone"  # transformers reads it no more: `load_backbone` does
 RESNET50: Mapping[str, Any] = {
     "model_type": "timm_backbone",
     "backbone": "resnet50.a1_in1k",
-    "use_pretrained_backbone": True,
+    PRETRAINED: True,
     "features_only": True,
     "out_indices": [1, 2, 3, 4],
 }
@@ -90,7 +92,10 @@ class Proposals:
 
 
 class ProposalNetwork(nn.Module):
-    """Pixels 0 to 1 of any size to proposals; its state is all that learns in stage 2."""
+    """Pixels 0 to 1 of any size to proposals; its state is all that learns in stage 2.
+
+    Weights are fresh, those of the backbone too until `load_backbone`.
+    """
 
     def __init__(self, settings: ProposalSettings, embedding: int) -> None:
         super().__init__()
@@ -102,6 +107,19 @@ class ProposalNetwork(nn.Module):
             nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, embedding)
         )
         self.no_object_E = nn.Parameter(torch.randn(embedding) * embedding**-0.5)
+
+    def load_backbone(self) -> None:
+        """Give timm's backbone its trained weights, where the settings ask for them."""
+        settings = self.settings.backbone
+        if not settings.get(PRETRAINED):
+            return
+        trained = timm.create_model(
+            settings["backbone"], pretrained=True,
+            features_only=settings.get("features_only", True),
+            out_indices=settings["out_indices"],
+        )  # fmt: skip
+        own = self.maskformer.pixel_level_module.encoder._backbone
+        own.load_state_dict(trained.state_dict())
 
     def forward(self, pixels_B3HW: Tensor) -> list[Proposals]:
         """Proposals of every layer, the last one last; masks are of the padded picture."""

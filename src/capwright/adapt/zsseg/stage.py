@@ -71,7 +71,7 @@ def measure(config: Config, jobs: Sequence[tuple[int, tuple[str, ...]]]) -> None
         if not all(results_file(config, seed, arm).is_file() for arm in arms)
     ]
     threads = max(1, (os.cpu_count() or 1) // config.workers)
-    each(partial(_measure, config), missing, min(config.workers, len(missing)), threads=threads)
+    each(partial(_measure, config), missing, config.workers, threads=threads)
 
 
 def results_file(config: Config, seed: int, arm: str) -> Path:
