@@ -32,8 +32,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         for stale in path.parent.glob(f".{glob.escape(path.name)}.{TOKEN}.partial"):
             _remove(stale)
         yield temporary
-        if temporary.is_file():
-            _to_disk(temporary)
+        for file in [temporary, *temporary.rglob("*")]:
+            if file.is_file():
+                _to_disk(file)
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)
