@@ -10,6 +10,7 @@ disk leaves the last good one. The state is read with `weights_only=True`: no co
 Everything is stored whole and by name, whatever number of processes wrote it."""
 
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -28,6 +30,10 @@ from capwright.pretrain.ema import AveragedWeights
 from capwright.pretrain.task import Task
 
 STATE_FILE = "training_state.pt"
+UNREADABLE = (
+    RuntimeError, ValueError, LookupError, TypeError, OSError,
+    SafetensorError, pickle.UnpicklingError, EOFError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +95,7 @@ def write(
             save_file(weights, temporary / WEIGHTS_FILE)
             torch.save({**state, **asdict(position)}, temporary / STATE_FILE)
         _link(folder / "last", path.name)
-    except (OSError, RuntimeError) as error:  # torch and safetensors wrap a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # all say that a disk is full
         good = find(folder)
         raise CapwrightError(
             f"cannot write checkpoint {path} ({error}): free space and run the same command again, "
@@ -102,11 +108,17 @@ def write(
 
 def find(folder: Path) -> list[Path]:
     """Checkpoints below OUT/checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("samples_*") if (path / STATE_FILE).is_file())
+    numbered = {
+        int(number): path
+        for path in folder.glob("samples_*")
+        if (number := path.name.removeprefix("samples_")).isdecimal()
+        and (path / STATE_FILE).is_file()
+    }
+    return [numbered[number] for number in sorted(numbered)]  # from 10 digits on, not as names sort
 
 
 def read(path: Path, training: Training) -> Position:
-    """Load a checkpoint; CapwrightError for one that does not fit."""
+    """Load a checkpoint; CapwrightError for one that is damaged or does not fit."""
     task = training.task
     try:
         exported = load_file(path / WEIGHTS_FILE)
@@ -118,10 +130,12 @@ def read(path: Path, training: Training) -> Position:
         if training.average is not None:
             training.average.load_state_dict(exported)
         return Position(**{name: state[name] for name in asdict(Position())})
-    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
+    except UNREADABLE as error:
+        # of an unknown content torch says at length how to run it
+        why = "no state" if isinstance(error, pickle.UnpicklingError) else str(error)
         raise CapwrightError(
-            f"checkpoint {path} does not fit this run ({type(error).__name__}: {error}): "
-            "delete it to go on from the one before, or delete the run folder to start again"
+            f"checkpoint {path} is damaged or does not fit this run ({type(error).__name__}: {why})"
+            ": delete it to go on from the one before, or delete the run folder to start again"
         ) from error
 
 
