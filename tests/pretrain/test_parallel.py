@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
-from capwright.pretrain import checkpoint, distributed, engine
+from capwright.pretrain import checkpoint, distributed, engine, parallel
 from capwright.pretrain.config import (
     NonContrastiveSettings,
     PretrainConfig,
@@ -128,6 +128,43 @@ def test_a_moving_teacher_is_sharded_with_its_student(
     one = train(tiny_config(work, tmp_path / "one", **changes), 1, tmp_path / "a")
     two = train(tiny_config(work, tmp_path / "two", parallel=mode, **changes), 2, tmp_path / "b")
     assert_alike(one, two)
+
+
+def test_stages_of_blocks_are_sharded(work: Path, tmp_path: Path, tiny_config: Plan) -> None:
+    """Blocks inside of stages, with batch norms: shards train as wholes do."""
+    vision = {"timm_model_name": "capwright_mci_nano_s8", "image_size": 16}
+    changes: dict[str, Any] = {
+        "model": {**TORCHRUN_MODEL, "vision_cfg": vision},
+        "patch_dropout": 0.0,
+        "samples": 16,
+    }
+    whole = train(tiny_config(work, tmp_path / "ddp", **changes), 2, tmp_path / "a")
+    cut = train(tiny_config(work, tmp_path / "fsdp", parallel="fsdp", **changes), 2, tmp_path / "b")
+    assert_alike(whole, cut)
+
+
+def test_a_bias_that_the_loss_does_not_read(
+    work: Path, tmp_path: Path, tiny_config: Plan, tiny_model: dict[str, Any]
+) -> None:
+    model = {**tiny_model, "init_logit_bias": -10.0}
+    made = train(tiny_config(work, tmp_path / "run", model=model, samples=16), 2, tmp_path / "a")
+    assert load_file(made / WEIGHTS)["logit_bias"] == -10.0
+
+
+def _statistics(rank: int, meeting: Path, mode: Literal["ddp", "fsdp"]) -> None:
+    group = join(rank, 2, meeting)
+    norm = torch.nn.BatchNorm1d(3, momentum=0.5)
+    wrapped = parallel.wrap(norm, mode, group)
+    for step in range(2):  # the means are 0 and 1, then 2 and 3
+        wrapped(torch.full((4, 3), 2.0 * step + rank)).sum().backward()
+    assert norm.running_mean is not None
+    assert norm.running_mean.tolist() == [0.5 * (2.0 + rank)] * 3  # from 0, what the first had
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_running_statistics_go_on_from_the_first_process(mode: str, tmp_path: Path) -> None:
+    mp.start_processes(_statistics, (tmp_path / "meeting", mode), nprocs=2, start_method="fork")
 
 
 def _collectives(rank: int, meeting: Path) -> None:

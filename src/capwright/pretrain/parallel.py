@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from capwright.pretrain.distributed import Group
@@ -32,20 +33,43 @@ def wrap(
     """The task as many processes train it; `all_used` says that every step uses all parameters."""
     if group.world == 1:
         return task
+    _share_statistics(task)
     if mode == "ddp":
         device = next(task.parameters()).device
-        options: dict[str, Any] = {KEEP_BUFFERS: False}  # their values are computed alike anyway
+        options: dict[str, Any] = {KEEP_BUFFERS: False}  # `_share_statistics` sends what differs
         if device.type == "cuda":
             options["device_ids"] = [device.index]
         return DistributedDataParallel(task, find_unused_parameters=not all_used, **options)
     whole = scalars(task)
-    for name, module in list(task.named_modules()):
+    for name, module in reversed(list(task.named_modules())):  # blocks before their stage
         if name.rpartition(".")[2] in BLOCKS and isinstance(module, nn.ModuleList | nn.Sequential):
             for block in module:
                 if list(block.children()) and any(True for _ in block.parameters()):
                     fully_shard(block)
     fully_shard(task, ignored_params=whole)
     return task
+
+
+def _share_statistics(task: nn.Module) -> None:
+    """Before each pass, batch norms take over the running statistics of the first process.
+
+    Every process moves them by its own pictures, a teacher answers by them, and a checkpoint holds
+    those of the first. `nn.SyncBatchNorm` has computed them alike.
+    """
+    norms = [m for m in task.modules() if isinstance(m, _BatchNorm)]
+    found = [(m.running_mean, m.running_var) for m in norms if not isinstance(m, nn.SyncBatchNorm)]
+    statistics = [value for pair in found for value in pair if value is not None]
+    sizes = [len(value) for value in statistics]
+
+    @torch.no_grad()
+    def share(*_: Any) -> None:
+        whole = torch.cat(statistics)
+        dist.broadcast(whole, 0)
+        for own, first in zip(statistics, whole.split(sizes), strict=True):
+            own.copy_(first)
+
+    if statistics:
+        task.register_forward_pre_hook(share)
 
 
 def scalars(task: nn.Module) -> set[nn.Parameter]:

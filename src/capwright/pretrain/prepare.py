@@ -15,7 +15,7 @@ import open_clip
 import pyarrow as pa
 import torch
 from open_clip.tokenizer import HFTokenizer
-from torch import nn
+from timm.layers import convert_sync_batchnorm
 
 from capwright.core.errors import CapwrightError
 from capwright.core.files import read_json
@@ -69,8 +69,14 @@ class Prepared:
 def claim_inputs(config: PretrainConfig, group: Group) -> tuple[pa.Table, CaptionSampler]:
     """Read index and captions and bind the run folder to the plan made with them.
 
-    Raises CapwrightError for a folder with another plan or no captions at all.
+    Raises CapwrightError for a folder with another plan, no captions at all, or batch norms that
+    the processes cannot share.
     """
+    if config.sync_batchnorm and group.world > 1 and _device().type == "cpu":
+        raise CapwrightError(
+            f"sync_batchnorm is True, which {group.world} processes on a CPU cannot do: "
+            "set sync_batchnorm=False, or train on GPUs or in one process"
+        )
     # pictures that are decoded once are known by their hashes
     columns = (*COLUMNS, "sha256") if config.cache_pixels else COLUMNS
     index = load_index(config.work, columns)
@@ -107,7 +113,7 @@ def prepare(
     if config.grad_checkpointing:
         model.set_grad_checkpointing(True)
     if config.sync_batchnorm and group.world > 1:
-        task = nn.SyncBatchNorm.convert_sync_batchnorm(task)
+        task = convert_sync_batchnorm(task)  # torch's own drops the activation of timm's norms
     if config.compile:
         model.visual.compile()
         model.text.compile()

@@ -185,4 +185,5 @@ def _freeze_unused(model: Any, config: PretrainConfig) -> None:
     paired = {"image", "text"} <= asked
     model.logit_scale.requires_grad_(paired)
     if getattr(model, "logit_bias", None) is not None:
-        model.logit_bias.requires_grad_(paired)
+        read = "contrastive" in config.weights and config.contrastive.form == "sigmoid"
+        model.logit_bias.requires_grad_(read)
