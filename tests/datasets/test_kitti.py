@@ -22,7 +22,7 @@ def write(root: Path, stored: int = 256 * 20, depths: str = "data_depth_annotate
 def test_metres_and_pictures_without_ground_truth(tmp_path: Path) -> None:
     loaded = load("kitti", write(tmp_path))
     assert loaded.keys == (PICTURE.removesuffix(".png"),), "a line with None has no depth"
-    assert (loaded.most_m, loaded.crops[0]) == (80.0, "garg")
+    assert (loaded.most_m, loaded.crops) == (80.0, ("garg", "kitti_eigen", "none"))
     item = loaded[0]
     assert (item.depth_HW.dtype, item.depth_HW[1, 1], item.depth_HW[0, 0]) == (np.float32, 20, 0)
     checked = data("check", "kitti", tmp_path)

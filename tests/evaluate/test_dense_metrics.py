@@ -150,6 +150,12 @@ def test_the_crops_are_those_of_the_benchmarks() -> None:
     assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (45, 471, 41, 601)
     rows, columns = np.nonzero(crop_mask("garg", 375, 1242))
     assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (153, 371, 44, 1197)
+    for height, width in ((375, 1242), (370, 1226), (352, 1216)):
+        rows, columns = np.nonzero(crop_mask("kitti_eigen", height, width))
+        assert (rows.min(), rows.max()) == (int(0.3324324 * height), int(0.91351351 * height) - 1)
+        assert columns.min() == int(0.0359477 * width)
+        assert columns.max() == int(0.96405229 * width) - 1
+        assert len(rows) == len(set(rows)) * len(set(columns))
     assert crop_mask("none", 3, 4).all()
     with pytest.raises(CapwrightError, match="crop 'nyu' is unknown: allowed are eigen, garg"):
         crop_mask("nyu", 3, 4)

@@ -35,7 +35,7 @@ def load(folder: Path, split: str) -> DepthSet:
         read=DepthReader(entries=entries, scale=SCALE),
         least_m=LEAST_M,
         most_m=MOST_M,
-        crops=("garg", "eigen", "none"),
+        crops=("garg", "kitti_eigen", "none"),
     )
 
 

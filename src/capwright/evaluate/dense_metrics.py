@@ -26,11 +26,12 @@ DEPTH_METRICS = ("rmse", "absrel", "log10", "delta1", "delta2", "delta3")
 LEAST_DEPTH = 1e-12  # metres; a prediction of 0 is as wrong as can be, and finite
 NORMALS_BOUNDS = (11.25, 22.5, 30.0)  # degrees
 
-Crop = Literal["eigen", "garg", "none"]
+Crop = Literal["eigen", "garg", "kitti_eigen", "none"]
 # shares of the height (top, bottom) and the width (left, right)
 CROPS: Mapping[str, tuple[float, float, float, float]] = {
     "eigen": (45 / 480, 471 / 480, 41 / 640, 601 / 640),
     "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
+    "kitti_eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
     "none": (0.0, 1.0, 0.0, 1.0),
 }
 
@@ -136,7 +137,8 @@ def crop_mask(crop: Crop, height: int, width: int) -> NDArray[np.bool_]:
     """Pixels [H, W] inside a benchmark's crop.
 
     "eigen" is NYUv2's, rows 45 to 471 and columns 41 to 601 of 480 x 640 and in proportion at other
-    sizes; "garg" is KITTI's (Garg et al., arXiv 1603.04992), shares of both sides; "none" is all.
+    sizes; "garg" is KITTI's (Garg et al., arXiv 1603.04992) and "kitti_eigen" Eigen's for KITTI,
+    both shares of the sides; "none" is all.
     """
     if crop not in CROPS:
         raise CapwrightError(f"crop {crop!r} is unknown: allowed are {', '.join(CROPS)}")

@@ -91,6 +91,24 @@ def test_only_the_crop_is_scored_and_it_is_the_sets_own() -> None:
     assert found["none"]["absrel"] > 0.05  # type: ignore[operator]
 
 
+def test_kittis_eigen_crop_is_its_own_and_nyuv2s_is_refused() -> None:
+    size = (375, 1242)
+    pictures = depth_set((size,), crops=("garg", "kitti_eigen", "none"))
+    chosen = settings(crop="kitti_eigen", read_out=ReadOut(flip=False))
+    metrics, _ = measure(Oracle(1.2), pictures, [0], chosen)  # type: ignore[arg-type]
+    top, bottom = int(0.3324324 * 375), int(0.91351351 * 375)
+    left, right = int(0.0359477 * 1242), int(0.96405229 * 1242)
+    truth = depth_of(pictures[0].image)[top:bottom, left:right]
+    answer = np.clip(1.2 * truth, 0.1, 10)
+    expected = np.sqrt(np.mean((answer - truth)[(truth > 0.1) & (truth < 10)] ** 2))
+    assert metrics["rmse"] == pytest.approx(float(expected), rel=1e-4)
+    with pytest.raises(
+        CapwrightError,
+        match="toys is not scored in the crop 'eigen': allowed are garg, kitti_eigen, none; set",
+    ):
+        scoring(settings(crop="eigen"), pictures)
+
+
 def test_a_set_without_known_depth_is_refused() -> None:
     blank = depth_set(SIZES)
     read = blank.read
@@ -143,6 +161,9 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         settings(head="dpt")
     with pytest.raises(CapwrightError, match="crop 'egien'"):
         settings(crop="egien")
+    for weight in (-0.1, 1.5, float("nan")):
+        with pytest.raises(CapwrightError, match=f"silog_weight is {weight}: allowed are 0 to 1"):
+            settings(silog_weight=weight)
     with pytest.raises(CapwrightError, match=r"depths from 10.0 to 5 m"):
         scoring(settings(least_m=10.0, most_m=5), pictures)
     caps = scoring(settings(), pictures)

@@ -65,6 +65,10 @@ class DepthSettings:
             raise CapwrightError(f"depth head {self.head!r}: allowed are {', '.join(HEADS)}")
         if self.crop is not None and self.crop not in CROPS:
             raise CapwrightError(f"crop {self.crop!r}: allowed are {', '.join(CROPS)}")
+        if not 0 <= self.silog_weight <= 1:
+            raise CapwrightError(
+                f"silog_weight is {self.silog_weight}: allowed are 0 to 1, 0.5 is usual"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,10 @@ class Scoring:
 
 
 def scoring(settings: DepthSettings, pictures: DepthSet) -> Scoring:
-    """The set's caps and crop, unless the settings name other ones."""
+    """The set's caps and crop, unless the settings name other ones.
+
+    Raises CapwrightError for caps in the wrong order and a crop that the set does not list.
+    """
     least_m = pictures.least_m if settings.least_m is None else settings.least_m
     most_m = pictures.most_m if settings.most_m is None else settings.most_m
     if not 0 <= least_m < most_m:
@@ -85,6 +92,11 @@ def scoring(settings: DepthSettings, pictures: DepthSet) -> Scoring:
             f"depths from {least_m} to {most_m} m: the least must be below the most"
         )
     crop: Crop = settings.crop or pictures.crops[0]  # type: ignore[assignment]  # sets say a str
+    if crop not in pictures.crops:
+        raise CapwrightError(
+            f"{pictures.name} is not scored in the crop {crop!r}: allowed are "
+            f"{', '.join(pictures.crops)}; set depth.crop to one of them, or leave it out"
+        )
     return Scoring(least_m=least_m, most_m=most_m, crop=crop)
 
 
