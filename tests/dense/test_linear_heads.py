@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from capwright.dense.linear_heads import ENLARGED, LEAST_SHARE, LinearDepth, LinearHead
 
@@ -47,6 +48,20 @@ def test_depth_equals_a_plain_rewriting() -> None:
     metres = (shares * np.linspace(0.5, 8.0, 7)[:, None, None]).sum(axis=0)
     np.testing.assert_allclose(found, enlarge(metres[None], (20, 31)), rtol=1e-5)
     assert np.ptp(found) > 0.1
+
+
+def test_metres_stay_exact_under_autocast() -> None:
+    head = LinearDepth((5,), least_m=0.001, most_m=80.0).eval()
+    torch.nn.init.normal_(head.predict.weight)
+    map_1Dhw = torch.randn(1, 5, 3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head([map_1Dhw], (12, 16))
+        large = F.interpolate(map_1Dhw, scale_factor=ENLARGED, mode="bilinear")
+        values = head.predict(head.norm(large))
+    assert (values.dtype, found.dtype) == (torch.bfloat16, torch.float32)
+    shares = values[0].detach().double().numpy().clip(0) + LEAST_SHARE
+    metres = (shares * np.linspace(0.001, 80, 256)[:, None, None]).sum(axis=0) / shares.sum(axis=0)
+    np.testing.assert_allclose(found[0, 0].detach().numpy(), metres, rtol=1e-5)
 
 
 def test_depth_stays_between_its_least_and_its_most_and_begins_in_the_middle() -> None:

@@ -39,6 +39,8 @@ class LinearHead(nn.Module):
 class LinearDepth(nn.Module):
     """The last map to metres, by bins of equal width."""
 
+    centres_K: Tensor
+
     def __init__(
         self, channels: Sequence[int], *, least_m: float, most_m: float, bins: int = 256
     ) -> None:
@@ -54,5 +56,6 @@ class LinearDepth(nn.Module):
         x = F.interpolate(maps[-1], scale_factor=ENLARGED, mode="bilinear", align_corners=False)
         shares_BKhw = self.predict(self.norm(x)).float().relu() + LEAST_SHARE
         shares_BKhw = shares_BKhw / shares_BKhw.sum(dim=1, keepdim=True)
-        metres_Bhw = torch.einsum("bkhw,k->bhw", shares_BKhw, self.centres_K)
-        return F.interpolate(metres_Bhw[:, None], size=size, mode="bilinear", align_corners=False)
+        # no matrix product: autocast would round the metres to bf16
+        metres_B1hw = (shares_BKhw * self.centres_K[:, None, None]).sum(dim=1, keepdim=True)
+        return F.interpolate(metres_B1hw, size=size, mode="bilinear", align_corners=False)
