@@ -95,11 +95,41 @@ def test_a_good_copy_has_no_problem(tmp_path: Path) -> None:
         ({"category_id": 90}, "1 annotations have a category that the json does not list"),
         ({"image_id": 1}, "1 annotations have a picture that the json does not list"),
         ({"bbox": [2, 1, 90, 3]}, "1 annotations have a box out of its picture"),
+        ({"segmentation": None}, "1 annotations have no segmentation: each needs a box and a mask"),
+        ({"segmentation": []}, "1 annotations have no segmentation: each needs a box and a mask"),
+        ({"bbox": None}, "1 annotations have no bbox: each needs a box and a mask"),
     ],
 )
 def test_wrong_annotations_are_seen(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
     (found,) = coco_instances.check(write(tmp_path, **change))
     assert found.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("segmentation", "an annotation of 000000000139.jpg has no segmentation: each needs"),
+        ("category_id", "an annotation of 000000000139.jpg has a category that the json does not"),
+    ],
+)
+def test_an_item_with_a_wrong_annotation_says_so(tmp_path: Path, name: str, problem: str) -> None:
+    folder = write(tmp_path)
+    path = folder / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    del content["annotations"][0][name]
+    path.write_text(json.dumps(content))
+    with pytest.raises(CapwrightError, match=problem):
+        load("coco-instances", folder)[0]
+    assert len(coco_instances.check(folder)) == 1
+
+
+def test_an_unreadable_picture_is_seen(tmp_path: Path) -> None:
+    broken = write(tmp_path) / "val2017/000000000139.jpg"
+    broken.write_bytes(b"<html>not found</html>")
+    checked = data("check", "coco-instances", tmp_path)
+    assert checked.code == 2 and f"{broken} is not a readable picture" in checked.err
+    with pytest.raises(CapwrightError, match="is not a readable picture"):
+        load("coco-instances", tmp_path)[0]
 
 
 def test_lost_and_resized_pictures_are_seen(tmp_path: Path) -> None:

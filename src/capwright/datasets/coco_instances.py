@@ -6,7 +6,7 @@ the order of their ids.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,9 @@ class _Reader:
                 f"{entry['width']} × {entry['height']}: they belong to the original pictures"
             )
         regions = self.regions.get(entry["id"], ())
+        problem = next(filter(None, (_problem(region, self.labels) for region in regions)), None)
+        if problem:
+            raise CapwrightError(f"an annotation of {entry['file_name']} has {problem}")
         boxes_N4 = np.array([region["bbox"] for region in regions], np.float32).reshape(-1, 4)
         boxes_N4[:, 2:] += boxes_N4[:, :2]
         masks = [decode_mask(region["segmentation"], height, width) for region in regions]
@@ -79,7 +82,9 @@ def load(folder: Path, split: str) -> DetectionSet:
 
 
 def check(folder: Path, split: str | None = None) -> list[str]:
-    """Problems: missing pictures, sizes, ids that lead nowhere, boxes out of their picture."""
+    """Problems: missing and unreadable pictures, sizes, ids that lead nowhere, annotations without
+    box or mask, boxes out of their picture.
+    """
     split = split or SPLITS[0]
     try:
         annotations = _annotations(folder, split)
@@ -91,14 +96,24 @@ def check(folder: Path, split: str | None = None) -> list[str]:
     categories = {category["id"] for category in annotations["categories"]}
     wrong: Counter[str] = Counter()
     for region in annotations["annotations"]:
-        if region["category_id"] not in categories:
-            wrong["a category that the json does not list"] += 1
-        if region["image_id"] not in entries:
+        if problem := _problem(region, categories):
+            wrong[problem] += 1
+        elif region["image_id"] not in entries:
             wrong["a picture that the json does not list"] += 1
         elif not _inside(region["bbox"], entries[region["image_id"]]):
             wrong["a box out of its picture (boxes are x, y, width, height in pixels)"] += 1
     problems += [f"{count} annotations have {what}" for what, count in wrong.items()]
     return problems
+
+
+def _problem(region: Mapping[str, Any], categories: Container[Any]) -> str | None:
+    """What is wrong with an annotation by itself."""
+    if region.get("category_id") not in categories:
+        return "a category that the json does not list: add it to `categories`"
+    for name in ("bbox", "segmentation"):
+        if not region.get(name):
+            return f"no {name}: each needs a box and a mask (polygons or run lengths)"
+    return None
 
 
 def _picture_problems(entries: list[Mapping[str, Any]], folder: Path) -> list[str]:
@@ -107,12 +122,17 @@ def _picture_problems(entries: list[Mapping[str, Any]], folder: Path) -> list[st
         first = folder / lost[0]["file_name"]
         return [f"{len(lost)} of {len(entries)} pictures are missing, first {first}"]
     for entry in entries:
-        with Image.open(folder / entry["file_name"]) as picture:
-            if picture.size != (entry["width"], entry["height"]):
-                return [
-                    f"{folder / entry['file_name']} is {picture.width} × {picture.height}, but the "
-                    f"annotations say {entry['width']} × {entry['height']}: take the originals"
-                ]
+        path, said = folder / entry["file_name"], (entry["width"], entry["height"])
+        try:
+            with Image.open(path) as picture:
+                size = picture.size
+        except OSError as error:
+            return [f"{path} is not a readable picture ({error}): fetch it again"]
+        if size != said:
+            return [
+                f"{path} is {size[0]} × {size[1]}, but the annotations say {said[0]} × {said[1]}: "
+                "take the originals"
+            ]
     return []
 
 
