@@ -73,6 +73,8 @@ class TransferConfig:
                 f"seeds {self.seeds} and test splits {self.test_splits}: give at least one of "
                 "each, seeds from 0"
             )
+        if self.save_every < 1:
+            raise CapwrightError(f"save_every is {self.save_every} steps: give at least 1")
 
     @property
     def settings(self) -> Any:

@@ -4,8 +4,8 @@ Which items a step takes, and every random number of it, is a function of (seed,
 items follow one permutation a pass (pretrain/draws.py), item p of step s draws from a generator
 seeded with (seed, s, p + 1), the loss with (seed, s, 0), and torch's own generator is seeded at
 every step. So a killed run that is started again ends with the same weights, whatever the number
-of workers that read: on a CPU bit for bit (same machine, same number of threads), on a GPU up to
-rounding, since some of its kernels add in no fixed order.
+of workers that read: on a CPU bit for bit (same machine, same number of threads), on a GPU not to
+the bit, since some of its kernels add in no fixed order.
 
 Writes FOLDER/state.pt (weights, but not those of a frozen backbone; optimiser; step) and
 FOLDER/metrics.jsonl. SIGTERM ends the step in hand, writes the state and raises `Stopped`.
