@@ -1,16 +1,23 @@
 """The stage of training-free segmentation, on toy scenes and on Pascal VOC's layout."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
 from PIL import Image
 
 from capwright import datasets
+from capwright.cli.evaluate import command
 from capwright.core.errors import CapwrightError
 from capwright.datasets.pascal_voc import CLASSES
-from capwright.dense.training_free.segmenter import inference_for
+from capwright.dense.pamr import refine
+from capwright.dense.training_free.segmenter import inference_for, name_logits, resized
+from capwright.dense.vit import open_up
 from capwright.dense.words import BACKGROUND, text_vectors
+from capwright.evaluate import compare
 from capwright.evaluate.class_words import plain_words
 from capwright.evaluate.dense_metrics import segmentation_metrics
 from capwright.evaluate.outcomes import read_outcomes, values
@@ -68,6 +75,45 @@ def one_of(pictures, number: int):
         read=lambda index: pictures[number], classes=pictures.classes,
         has_background=pictures.has_background,
     )  # fmt: skip
+
+
+def test_scores_are_refined_by_the_pictures_at_the_labels_size(toy_folders, encoder) -> None:
+    pictures = datasets.load("scenes", toy_folders["seen"])
+    words, usual = plain_words(pictures), inference_for(encoder.image_size)
+    texts = text_vectors(encoder.text_embeddings, words)
+    found = count(encoder, pictures, 2, words, texts, ("sclip",), replace(usual, pamr=True))
+    expected = np.zeros((3, 3), int)
+    for item in (pictures[0], pictures[1]):
+        small = resized(encoder.normalised(np.array(item.image)[None]), usual.short_side, 8)
+        vit = open_up(encoder.model)
+        logits = name_logits(vit, small, texts, ("sclip",), usual, size=item.seg_HW.shape)["sclip"]
+        image = torch.from_numpy(np.array(item.image)).permute(2, 0, 1)[None] / 255
+        scores = refine(torch.softmax(40 * logits, dim=1), image)
+        np.add.at(expected, (item.seg_HW, scores.argmax(dim=1)[0].numpy()), 1)
+    assert np.abs(found["sclip"].confusion_CC - expected).sum() <= 4  # of 2048 pixels: rounding
+    plain = count(encoder, pictures, 2, words, texts, ("sclip",), usual)["sclip"].confusion_CC
+    assert np.abs(plain - expected).sum() > 40
+
+
+def test_what_is_switched_is_kept_apart(toy_folders, tmp_path: Path) -> None:
+    shared = ["scratch", "--data", str(toy_folders["seen"]), "--method", "sclip", "--samples", "2"]
+    files = {}
+    for name, options in {"usual": [], "switched": ["--no-residual", "--ffn", "--pamr"]}.items():
+        files[name] = tmp_path / f"{name}.json"
+        done = CliRunner().invoke(
+            command, ["training-free", *shared, *options, "--out", str(files[name])]
+        )
+        assert done.exit_code == 0, done.output
+    usual, switched = (read_results(file)[0].options for file in files.values())
+    assert "mode" not in usual and switched["mode"] == "no residual, ffn, pamr"
+    assert switched["method"] == usual["method"] == "sclip"
+    kept = {name: switched["inference"][name] for name in ("residual", "ffn", "pamr")}
+    assert kept == {"residual": False, "ffn": True, "pamr": True}
+    rows = compare.run(compare.CompareConfig(sources=tuple(files.values()))).rows
+    tasks = {row.task for row in rows if row.metric == "miou"}
+    assert "training_free_segmentation (sclip/v1, sclip)" in tasks
+    assert "training_free_segmentation (sclip/v1, no residual, ffn, pamr, sclip)" in tasks
+    assert all(len(row.cells) == 1 for row in rows)
 
 
 def test_the_words_of_the_scenes(toy_folders, tmp_path: Path) -> None:
@@ -153,6 +199,8 @@ def test_short_sides_grow_with_the_tower(voc: Path) -> None:
     [
         ({"methods": ()}, "no methods"),
         ({"methods": ("clip", "magic")}, "clip, maskclip"),
+        ({"residual": False}, "method 'clip' has no switch for residual"),
+        ({"methods": ("sclip", "scclip"), "ffn": True}, "method 'scclip' has no switch for ffn"),
         ({"dataset": "ade20"}, "did you mean 'ade20k'"),
     ],
 )

@@ -163,6 +163,13 @@ def classification(**options: Any) -> None:
 @click.option("--split", help="Part of the set; the usual one without.")
 @click.option("--method", "methods", multiple=True, help="Repeatable; all methods without.")
 @click.option("--things", is_flag=True, help="Leave the background out, as VOC with 20 classes.")
+@click.option(
+    "--residual/--no-residual",
+    default=None,
+    help="Residual of the last block; without, as each method has it.",
+)
+@click.option("--ffn/--no-ffn", default=None, help="Feed-forward part of the last block, likewise.")
+@click.option("--pamr", is_flag=True, help="Follow the edges of the picture.")
 @click.option("--samples", type=click.IntRange(min=1), help="First so many pictures; all without.")
 def training_free(methods: tuple[str, ...], **options: Any) -> None:
     """Segmentation from words alone, by every method and under two protocols."""

@@ -28,6 +28,12 @@ METHODS = (
 @click.option("--window", type=int, help="Side in pixels of the windows; 0 is the whole picture.")
 @click.option("--short-side", type=int, help="Pixels that the shorter side is brought to.")
 @click.option("--threshold", default=0.0, help="Below this score a pixel is of the first class.")
+@click.option(
+    "--area-threshold",
+    default=0.0,
+    help="A class with no more than this share of the pixels beyond the first class is left out.",
+)
+@click.option("--logit-scale", type=float, help="Factor on cosines before the softmax over names.")
 def command(
     photos: tuple[Path, ...],
     classes: str,
@@ -38,16 +44,19 @@ def command(
     window: int | None,
     short_side: int | None,
     threshold: float,
+    area_threshold: float,
+    logit_scale: float | None,
 ) -> None:
     """Label every pixel of PHOTOS with one of the words in --classes.
 
-    Writes NAME.png (labels), NAME_overlay.jpg and NAME.json for each photo. No training: the model
+    Writes NAME.png (labels), NAME_overlay.png and NAME.json for each photo. No training: the model
     is any CLIP with a vision transformer. A first class called `background` takes what nothing
     else stands out from.
     """
     from capwright.core.config import as_dict
     from capwright.dense.training_free.photos import SegmentConfig, run
 
+    given = {"window": window, "short_side": short_side, "logit_scale": logit_scale}
     config = SegmentConfig(
         photos=photos,
         classes=classes,
@@ -57,8 +66,8 @@ def command(
         changes={
             "pamr": refine,
             "probability_threshold": threshold,
-            **({} if window is None else {"window": window}),
-            **({} if short_side is None else {"short_side": short_side}),
+            "area_threshold": area_threshold,
+            **{name: value for name, value in given.items() if value is not None},
         },
     )
     click.echo(json.dumps(as_dict(run(config))))

@@ -5,7 +5,10 @@ the classes' own names and one setting for all sets (docs/protocols/training-fre
 alone move the numbers more than most methods do, so both are always reported.
 
 A set with a background can be measured with its things alone, as Pascal VOC is reported with 21
-and with 20 classes: the background is ignored and has no words.
+and with 20 classes: the background is ignored and has no words. The residual and the feed-forward
+part of the last block can be switched, and scores refined by colour (PAMR, at the labels' size);
+results then have `mode` in their options, such as "no residual, pamr", and are no protocol's usual
+ones.
 
 Reads a checkpoint and a data set (`capwright data list`). Writes OUT (results, one a protocol and
 method) and beside it .npz with what each picture contributed (outcomes.py). Run:
@@ -31,7 +34,7 @@ from capwright.core.progress import Progress
 from capwright.core.reading import in_batches
 from capwright.datasets.labelled import load_dense
 from capwright.datasets.sets import IGNORE, SegmentationItem, SegmentationSet
-from capwright.dense.training_free import METHODS, find_method
+from capwright.dense.training_free import METHODS, find_method, require_switches
 from capwright.dense.training_free.segmenter import (
     Inference,
     class_scores,
@@ -68,6 +71,9 @@ class TrainingFreeConfig:
     label: str = ""  # of the set in the results; "": its name and split
     things: bool = False  # leave the background out
     methods: tuple[str, ...] = METHODS
+    residual: bool | None = None  # of the last block; None: as each method has it
+    ffn: bool | None = None  # its feed-forward part, likewise
+    pamr: bool = False  # refinement by colour
     samples: int | None = None  # first so many pictures; None: all
     model: str | Mapping[str, Any] = "nano"  # towers without a checkpoint
     seed: int = 0  # of the fresh weights
@@ -77,6 +83,8 @@ class TrainingFreeConfig:
             raise CapwrightError(f"no methods: choose from {', '.join(METHODS)}")
         for method in self.methods:
             find_method(method)
+        switches = {"residual": self.residual, "ffn": self.ffn}
+        require_switches(self.methods, [name for name in switches if switches[name] is not None])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +155,8 @@ def measure(
     results: list[Result] = []
     outcomes: list[Outcomes] = []
     for protocol in PROTOCOLS:
-        vocabulary, inference = plan(config, pictures, protocol, encoder.image_size)
+        vocabulary, usual = plan(config, pictures, protocol, encoder.image_size)
+        inference = replace(usual, residual=config.residual, ffn=config.ffn, pamr=config.pamr)
         if config.things:
             vocabulary = Vocabulary(classes=vocabulary.classes[1:])
             inference = replace(inference, area_threshold=0.0, probability_threshold=0.0)
@@ -157,7 +166,7 @@ def measure(
         for method, counts in found.items():
             options = {"method": method, "pictures": number, "inference": inference}
             metrics = _metrics(scored, counts.confusion_CC)
-            results.append(_result(config, encoder, protocol, options, metrics))
+            results.append(_result(config, encoder, protocol, options | _mode(config), metrics))
             outcomes.append(counts.outcomes(pictures.keys[:number]))
     return results, outcomes
 
@@ -218,23 +227,35 @@ def count(
             )  # fmt: skip
             for method, logits_BQhw in logits.items():
                 for logits_Qhw, item in zip(logits_BQhw, items, strict=True):
-                    pred_HW = _labels(logits_Qhw, item.seg_HW.shape, vocabulary, inference)
+                    pred_HW = _labels(logits_Qhw, item, vocabulary, inference)
                     found[method].add(pred_HW, item.seg_HW)
             progress.advance(len(items))
     return found
 
 
 def _labels(
-    logits_Qhw: Tensor, shape: tuple[int, ...], vocabulary: Vocabulary, inference: Inference
+    logits_Qhw: Tensor, item: SegmentationItem, vocabulary: Vocabulary, inference: Inference
 ) -> NDArray[np.int64]:
     """Classes [H, W] of one picture: with many names the logits of several are too large."""
-    logits_1QHW = F.interpolate(logits_Qhw[None], shape, mode="bilinear", align_corners=False)
-    if inference.area_threshold or inference.probability_threshold:
-        found_1HW = labels(class_scores(logits_1QHW, vocabulary, inference), inference)
+    logits_1QHW = F.interpolate(
+        logits_Qhw[None], item.seg_HW.shape, mode="bilinear", align_corners=False
+    )
+    if inference.pamr or inference.area_threshold or inference.probability_threshold:
+        pixels_1HW3 = torch.from_numpy(np.array(item.image))[None].to(logits_Qhw.device)
+        images_13HW = pixels_1HW3.permute(0, 3, 1, 2).float() / 255
+        scores_1CHW = class_scores(logits_1QHW, vocabulary, inference)
+        found_1HW = labels(scores_1CHW, inference, images_13HW)
     else:  # the softmax over all names changes no order
         found_1HW = best_name(logits_1QHW, vocabulary).argmax(dim=1)
     found: NDArray[np.int64] = found_1HW[0].cpu().numpy()
     return found
+
+
+def _mode(config: TrainingFreeConfig) -> dict[str, str]:
+    """What is not as usual, by the name under which tables tell results apart."""
+    parts = {"residual": config.residual, "ffn": config.ffn, "pamr": config.pamr or None}
+    named = [name if on else f"no {name}" for name, on in parts.items() if on is not None]
+    return {"mode": ", ".join(named)} if named else {}
 
 
 def _metrics(pictures: SegmentationSet, confusion_CC: NDArray[np.int64]) -> dict[str, float | None]:

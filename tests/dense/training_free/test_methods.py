@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from capwright.core.errors import CapwrightError
-from capwright.dense.training_free import METHODS, contrast, find_method, naclip, sclip
+from capwright.dense.training_free import (
+    METHODS,
+    contrast,
+    find_method,
+    naclip,
+    require_switches,
+    sclip,
+)
 from capwright.dense.training_free.last_block import last_block
 from capwright.dense.training_free.layers import Layers
 from capwright.dense.training_free.outliers import outlier_factor, repair
@@ -91,7 +98,11 @@ class Plain:
     ) -> Array:
         number, x = DEPTH - 1, self.before[DEPTH - 1]
         parts = [attention(q, k, v) @ v for q, k, v in self.heads(number, x)]
-        out = self.merge(number, parts) + (x if residual else 0)
+        return self.finish(parts, residual=residual, ffn=ffn)
+
+    def finish(self, parts: list[Array], *, residual: bool, ffn: bool) -> Array:
+        number = DEPTH - 1
+        out = self.merge(number, parts) + (self.before[number] if residual else 0)
         return self.project(out + (self.mlp(number, out) if ffn else 0))[1:]
 
     @staticmethod
@@ -140,7 +151,9 @@ def plain_gem(tower: Plain, texts: Array) -> Array:
     return tower.project(y)[1:]
 
 
-def plain_resclip(tower: Plain, texts: Array) -> Array:
+def plain_resclip(
+    tower: Plain, texts: Array, *, residual: bool = False, ffn: bool = False
+) -> Array:
     middle = [round(block * (DEPTH - 1) / 11) for block in (5, 6, 7, 8)]
     maps = [[soft(scaled(q, k)) for q, k, _ in tower.heads(n, tower.before[n])] for n in middle]
     near, heads = window(), tower.heads(DEPTH - 1, tower.before[DEPTH - 1])
@@ -149,13 +162,13 @@ def plain_resclip(tower: Plain, texts: Array) -> Array:
         mean = sum(found[a] for found in maps) / 4
         both.append(2.0 * (0.5 * soft(scaled(k, k) + near) + 0.5 * mean))
     outs = [attention @ v for attention, (_, _, v) in zip(both, heads, strict=True)]
-    labels = (unit(tower.project(tower.merge(DEPTH - 1, outs))[1:]) @ texts.T).argmax(1)
+    labels = (unit(tower.finish(outs, residual=residual, ffn=ffn)) @ texts.T).argmax(1)
     same = np.zeros_like(near)
     for i, one in enumerate(labels):
         for j, other in enumerate(labels):
             same[i + 1, j + 1] = 2.0 * (one == other) / (labels == one).sum()
     outs = [(0.4 * a + 0.6 * same) @ v for a, (_, _, v) in zip(both, heads, strict=True)]
-    return tower.project(tower.merge(DEPTH - 1, outs))[1:]
+    return tower.finish(outs, residual=residual, ffn=ffn)
 
 
 def plain_factor(x: Array, neighbours: int) -> Array:
@@ -209,18 +222,25 @@ def plain_scclip(tower: Plain, texts: Array) -> Array:
     return tower.project(gather(single, low) + gather(several, low))
 
 
-REFERENCES: dict[str, Callable[[Plain, Array], Array]] = {
-    "clip": lambda t, _: t.last(lambda q, k, v: soft(scaled(q, k)), residual=True, ffn=True),
-    "maskclip": lambda t, _: t.last(lambda q, k, v: np.eye(len(v)), residual=True, ffn=True),
-    "sclip": lambda t, _: t.last(
-        lambda q, k, v: soft(scaled(q, q)) + soft(scaled(k, k)), residual=True, ffn=True
+SWITCHED: dict[str, Callable[..., Array]] = {  # methods with switches for parts of the last block
+    "maskclip": lambda t, _, residual=True, ffn=True: t.last(
+        lambda q, k, v: np.eye(len(v)), residual=residual, ffn=ffn
     ),
-    "clearclip": lambda t, _: t.last(lambda q, k, v: soft(scaled(q, q)), residual=False, ffn=False),
-    "naclip": lambda t, _: t.last(
-        lambda q, k, v: soft(scaled(k, k) + window()), residual=False, ffn=False
+    "sclip": lambda t, _, residual=True, ffn=True: t.last(
+        lambda q, k, v: soft(scaled(q, q)) + soft(scaled(k, k)), residual=residual, ffn=ffn
     ),
-    "gem": plain_gem,
+    "clearclip": lambda t, _, residual=False, ffn=False: t.last(
+        lambda q, k, v: soft(scaled(q, q)), residual=residual, ffn=ffn
+    ),
+    "naclip": lambda t, _, residual=False, ffn=False: t.last(
+        lambda q, k, v: soft(scaled(k, k) + window()), residual=residual, ffn=ffn
+    ),
     "resclip": plain_resclip,
+}
+REFERENCES: dict[str, Callable[..., Array]] = {
+    **SWITCHED,
+    "clip": lambda t, _: t.last(lambda q, k, v: soft(scaled(q, k)), residual=True, ffn=True),
+    "gem": plain_gem,
     "scclip": plain_scclip,
     "contrast": plain_gem,
 }
@@ -233,6 +253,29 @@ def test_a_method_is_its_equation(name: str, model: Any, images: Tensor, texts: 
     for number, image in enumerate(images):
         expected = REFERENCES[name](Plain(model, image), texts.numpy())
         np.testing.assert_allclose(found[number].numpy(), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SWITCHED)
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("ffn", [True, False])
+@torch.no_grad()
+def test_parts_of_the_last_block_are_switched(
+    name: str, residual: bool, ffn: bool, model: Any, images: Tensor, texts: Tensor
+) -> None:
+    switches = {"residual": residual, "ffn": ffn}
+    found = find_method(name).features(Layers(open_up(model), images[:1]), texts, **switches)
+    expected = SWITCHED[name](Plain(model, images[0]), texts.numpy(), **switches)
+    np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-9)
+
+
+def test_a_switch_that_a_method_lacks_is_refused() -> None:
+    require_switches(SWITCHED, ("residual", "ffn"))
+    require_switches(METHODS, ())
+    with pytest.raises(
+        CapwrightError,
+        match=r"method 'gem' has no switch for ffn: .* maskclip, sclip, clearclip, naclip, resclip",
+    ):
+        require_switches(("sclip", "gem"), ("ffn",))
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Windows, scores and labels, against loops; and whole photos through the command."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from capwright.cli.segment import METHODS as OFFERED
 from capwright.cli.segment import command
 from capwright.core.errors import CapwrightError
 from capwright.dense.sliding import starts
-from capwright.dense.training_free import METHODS
+from capwright.dense.training_free import METHODS, find_method
 from capwright.dense.training_free.layers import Layers
 from capwright.dense.training_free.photos import SegmentConfig, run
 from capwright.dense.training_free.segmenter import (
@@ -111,11 +112,41 @@ def test_unsure_pixels_and_small_classes_are_background() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"window": -1}, {"short_side": 0}, {"stride": 0}, {"short_side": 100, "window": 200}]
+    "wrong",
+    [
+        {"window": -1},
+        {"short_side": 0},
+        {"stride": 0},
+        {"short_side": 100, "window": 200},
+        {"window": 50, "stride": 51},
+    ],
 )
 def test_sides_that_cannot_be(wrong: dict[str, int]) -> None:
     with pytest.raises(CapwrightError, match="pixels"):
         Inference(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"logit_scale": 0}, {"area_threshold": -0.1}, {"probability_threshold": 1.1}]
+)
+def test_scales_and_thresholds_that_cannot_be(wrong: dict[str, float]) -> None:
+    with pytest.raises(CapwrightError, match="the scale must be above 0, both thresholds 0 to 1"):
+        Inference(**wrong)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_switches_reach_the_method_and_none_leaves_it_as_it_is(model: Any, texts: Any) -> None:
+    images, usual = torch.randn(1, 3, 64, 64), Inference(short_side=64, window=64, stride=32)
+
+    def found(inference: Inference) -> torch.Tensor:
+        return name_logits(open_up(model), images, texts, ("sclip",), inference)["sclip"]
+
+    assert torch.equal(found(usual), found(replace(usual, residual=True, ffn=True)))
+    features = find_method("sclip").features(Layers(open_up(model), images), texts)
+    small = (F.normalize(features, dim=-1) @ texts.T).transpose(1, 2).unflatten(2, (8, 8))
+    large = F.interpolate(small, (64, 64), mode="bilinear", align_corners=False)
+    assert torch.equal(found(usual), large)
+    assert not torch.allclose(found(usual), found(replace(usual, residual=False)), atol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -133,14 +164,15 @@ def test_a_photo_through_the_command(tmp_path: Path, checkpoint: str) -> None:
     done = CliRunner().invoke(
         command,
         [str(photo(tmp_path)), "--classes", "dog|puppy, sky, grass", "--model", checkpoint,
-         "--out", str(tmp_path / "out"), "--method", "sclip", "--refine"],
+         "--out", str(tmp_path / "out"), "--method", "sclip", "--refine", "--window", "8",
+         "--area-threshold", "0.01", "--logit-scale", "90"],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     with Image.open(tmp_path / "out" / "a.png") as found:
         numbers = np.asarray(found)
     assert numbers.shape == (61, 90) and set(np.unique(numbers)) <= {0, 1, 2}
-    with Image.open(tmp_path / "out" / "a_overlay.jpg") as overlay:
-        assert overlay.size == (90, 61)
+    with Image.open(tmp_path / "out" / "a_overlay.png") as overlay:
+        assert (overlay.size, overlay.format) == ((90, 61), "PNG")
     content = json.loads((tmp_path / "out" / "a.json").read_text())
     assert [item["class"] for item in content["classes"]] == ["dog", "sky", "grass"]
     for number, item in enumerate(content["classes"]):
@@ -157,7 +189,7 @@ def test_the_background_is_not_painted(tmp_path: Path, checkpoint: str) -> None:
     run(SegmentConfig(photos=(picture,), **words))  # type: ignore[arg-type]
     with Image.open(tmp_path / "out" / "a.png") as found:
         things = np.asarray(found) == 1
-    with Image.open(tmp_path / "out" / "a_overlay.jpg") as overlay, Image.open(picture) as before:
+    with Image.open(tmp_path / "out" / "a_overlay.png") as overlay, Image.open(picture) as before:
         changed = np.abs(np.asarray(overlay).astype(int) - np.asarray(before)).mean(axis=-1)
     assert 0.02 < things.mean() < 0.98
     assert np.median(changed[things]) > 10 > np.median(changed[~things])
@@ -174,7 +206,8 @@ def test_the_command_offers_every_method() -> None:
         ({"method": "magic"}, "method 'magic' is unknown"),
         ({"classes": "dog"}, "at least two"),
         ({"photos": ("a.txt",)}, "is no picture that can be read"),
-        ({"photos": ("a.png", "b/a.png")}, "several photos are called 'a'"),
+        ({"photos": ("a.png", "b/a.png")}, r"would be one file, .*out/a\.png: segment"),
+        ({"photos": ("a.png", "a_overlay.jpg")}, r"would be one file, .*out/a_overlay\.png"),
     ],
 )
 def test_bad_input(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -186,3 +219,37 @@ def test_bad_input(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(CapwrightError, match=words):
         run(SegmentConfig(photos=photos, **{**plan, **changes}))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a_overlay.png"])
+def test_a_photo_is_never_overwritten(
+    name: str, tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = photo(tmp_path, name).read_bytes()
+    photo(tmp_path, "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    photos = ["a.png"] if name == "a.png" else ["a.jpg", "a_overlay.png"]
+    done = CliRunner().invoke(
+        command, [*photos, "--classes", "dog, sky", "--model", checkpoint, "--out", "."]
+    )
+    assert isinstance(done.exception, CapwrightError)
+    assert str(done.exception) == (
+        f"{name} is one of the photos and would be overwritten: give another --out"
+    )
+    assert (tmp_path / name).read_bytes() == before
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_windows_of_another_size_overlap_by_a_half(tmp_path: Path, checkpoint: str) -> None:
+    def labels_of(out: str, **changes: int) -> Any:
+        run(SegmentConfig(
+            photos=(photo(tmp_path),), classes="dog, sky, grass", out=tmp_path / out,
+            model=checkpoint, method="sclip", changes=changes,
+        ))  # fmt: skip
+        with Image.open(tmp_path / out / "a.png") as found:
+            return np.asarray(found)
+
+    half = labels_of("half", window=8)  # a quarter of the tower's side
+    assert (half == labels_of("given", window=8, stride=4)).all()
+    assert (half != labels_of("other", window=8, stride=8)).any()
+    assert (labels_of("whole", window=0) != half).any()

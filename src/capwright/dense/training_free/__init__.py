@@ -1,18 +1,19 @@
 """Segmentation with any words by a frozen CLIP: no training, a file for each method.
 
 The name is the module: `sclip` is sclip.py, whose `features(layers, texts_QE)` gives every patch a
-vector in the joint space; `settle`, where there is one, changes the logits of whole pictures.
+vector in the joint space; `settle`, where there is one, changes the logits of whole pictures. Where
+`features` takes `residual` and `ffn`, these parts of the last block can be switched on and off.
 `segmenter.py` makes labels of them.
 """
 
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from capwright.core.errors import CapwrightError
-from capwright.dense.training_free.layers import Layers
 
 METHODS = (
     "clip", "maskclip", "sclip", "clearclip", "naclip", "gem", "resclip", "scclip", "contrast",
@@ -22,7 +23,7 @@ METHODS = (
 class Method(Protocol):
     """A module of this folder."""
 
-    features: Callable[[Layers, Tensor], Tensor]
+    features: Callable[..., Tensor]
     """(layers, texts_QE) -> patches in the joint space, [B, P, E]."""
     # and where a method decides on whole pictures: settle(logits_BQHW, whole_BQ, background)
 
@@ -34,3 +35,19 @@ def find_method(name: str) -> Method:
     module: Any = importlib.import_module(f"{__name__}.{name}")
     method: Method = module
     return method
+
+
+def require_switches(names: Iterable[str], switches: Iterable[str]) -> None:
+    """Raise CapwrightError where one of the methods lacks one of the switches residual and ffn."""
+    for switch in switches:
+        having = [name for name in METHODS if switch in _parameters(name)]
+        lacking = [name for name in names if name not in having]
+        if lacking:
+            raise CapwrightError(
+                f"method {lacking[0]!r} has no switch for {switch}: leave it as the method has it, "
+                f"or take of {', '.join(having)} alone"
+            )
+
+
+def _parameters(name: str) -> Iterable[str]:
+    return inspect.signature(find_method(name).features).parameters

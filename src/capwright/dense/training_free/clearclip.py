@@ -11,6 +11,8 @@ from capwright.dense.training_free.last_block import last_block, similarity
 from capwright.dense.training_free.layers import Layers
 
 
-def features(layers: Layers, texts_QE: Tensor) -> Tensor:
+def features(
+    layers: Layers, texts_QE: Tensor, *, residual: bool = False, ffn: bool = False
+) -> Tensor:
     """Patches in the joint space, [B, P, E]."""
-    return last_block(layers, lambda q, k, v: similarity(q, q) @ v, residual=False, ffn=False)
+    return last_block(layers, lambda q, k, v: similarity(q, q) @ v, residual=residual, ffn=ffn)

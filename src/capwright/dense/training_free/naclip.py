@@ -15,10 +15,17 @@ from capwright.dense.training_free.layers import Layers
 SPREAD = 5.0  # patches
 
 
-def features(layers: Layers, texts_QE: Tensor, *, spread: float = SPREAD) -> Tensor:
+def features(
+    layers: Layers,
+    texts_QE: Tensor,
+    *,
+    spread: float = SPREAD,
+    residual: bool = False,
+    ffn: bool = False,
+) -> Tensor:
     """Patches in the joint space, [B, P, E]."""
     return last_block(
-        layers, lambda q, k, v: attention(layers, k, spread) @ v, residual=False, ffn=False
+        layers, lambda q, k, v: attention(layers, k, spread) @ v, residual=residual, ffn=ffn
     )
 
 

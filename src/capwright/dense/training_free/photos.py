@@ -1,7 +1,7 @@
 """Any photos and any words → a label at every pixel, with pictures to look at.
 
 Reads photos and a checkpoint (`models/towers.py`). Writes for each photo OUT/NAME.png (the labels,
-8 bits with a palette, class numbers from 0 in the order of the words), OUT/NAME_overlay.jpg and
+8 bits with a palette, class numbers from 0 in the order of the words), OUT/NAME_overlay.png and
 OUT/NAME.json (the share of pixels and the mean score of each class). Run:
 `capwright segment PHOTO... --classes "dog, green grass, sky" --out OUT`.
 
@@ -27,6 +27,7 @@ from capwright.core.progress import Progress
 from capwright.corpus.pictures import UNREADABLE
 from capwright.dense.training_free import find_method
 from capwright.dense.training_free.segmenter import (
+    Inference,
     class_scores,
     inference_for,
     labels,
@@ -39,6 +40,7 @@ from capwright.models import towers
 
 DEFAULT_MODEL = "ViT-B-16/openai"  # MIT licence
 TEXT_BATCH, MOST_CLASSES, OPACITY = 200, 255, 0.55
+ENDINGS = (".png", "_overlay.png", ".json")  # of the labels, the overlay and the summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +56,23 @@ class SegmentConfig:
 
     def __post_init__(self) -> None:
         find_method(self.method)
-        stems = [photo.stem for photo in self.photos]
-        twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-        if twice:
-            raise CapwrightError(
-                f"several photos are called {twice[0]!r}, and their results would be one file: "
-                "segment them one after the other, each with an --out of its own"
-            )
+        originals = {photo.resolve() for photo in self.photos}
+        written: set[Path] = set()
+        for path in (path for photo in self.photos for path in self.outputs(photo)):
+            if path in written:
+                raise CapwrightError(
+                    f"two results would be one file, {path}: segment these photos one after the "
+                    "other, each with an --out of its own"
+                )
+            if path.resolve() in originals:
+                raise CapwrightError(
+                    f"{path} is one of the photos and would be overwritten: give another --out"
+                )
+            written.add(path)
+
+    def outputs(self, photo: Path) -> list[Path]:
+        """Where the labels, the overlay and the JSON of a photo go."""
+        return [self.out / f"{photo.stem}{ending}" for ending in ENDINGS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +95,6 @@ def run(config: SegmentConfig) -> SegmentSummary:
     model, tokenizer = _load(config.model)
     words = [names[0] for names in vocabulary.classes]
     texts_QE = text_vectors(lambda texts: embed_texts(model, tokenizer, texts), vocabulary)
-    config.out.mkdir(parents=True, exist_ok=True)
     shares = {}
     with Progress("segment", len(pictures), "photos") as progress:
         for photo, picture in pictures.items():
@@ -105,7 +116,7 @@ def segment_photo(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Labels [H, W] and scores [C, H, W] of one photo."""
     side = _side(model)
-    inference = replace(inference_for(side), **config.changes)
+    inference = _inference(side, config.changes)
     images_13HW = torch.from_numpy(np.array(picture))[None].permute(0, 3, 1, 2).float() / 255
     small = resized(images_13HW, inference.short_side, side // towers.grid(model, side)[0])
     mean, std = (
@@ -138,6 +149,13 @@ def palette(classes: int) -> NDArray[np.uint8]:
         for number in range(classes)
     ]
     return (np.array(colours) * 255).round().astype(np.uint8)
+
+
+def _inference(side: int, changes: Mapping[str, Any]) -> Inference:
+    """That of a tower with changes; windows of another size overlap by a half as well."""
+    if "window" in changes:
+        changes = {"stride": max(1, changes["window"] // 2), **changes}
+    return replace(inference_for(side), **changes)
 
 
 def _side(model: Any) -> int:
@@ -185,12 +203,10 @@ def _write(
     if vocabulary.background:  # stays as it is
         painted_HW3 = np.where(labels_HW[..., None] == 0, np.asarray(picture), painted_HW3)
     overlay = Image.blend(picture, Image.fromarray(painted_HW3), OPACITY)
-    for name, image, kind in (
-        (f"{photo.stem}.png", as_labels, "PNG"),
-        (f"{photo.stem}_overlay.jpg", overlay, "JPEG"),
-    ):
-        with atomic_path(config.out / name) as temporary:
-            image.save(temporary, kind)
+    labels_path, overlay_path, summary_path = config.outputs(photo)
+    for path, image in ((labels_path, as_labels), (overlay_path, overlay)):
+        with atomic_path(path) as temporary:
+            image.save(temporary, "PNG")
     found = []
     for number, word in enumerate(words):
         own_HW = labels_HW == number
@@ -200,4 +216,4 @@ def _write(
             {"class": word, "share": float(own_HW.mean()), "score": score, "colour": colour}
         )
     written = {"photo": str(photo), "model": config.model, "method": config.method}
-    write_json(config.out / f"{photo.stem}.json", {**written, "classes": found})
+    write_json(summary_path, {**written, "classes": found})

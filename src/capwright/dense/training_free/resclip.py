@@ -23,7 +23,9 @@ MIDDLE = (5, 6, 7, 8)  # of 12 blocks, counted from 0
 TEMPERATURE, MIDDLE_WEIGHT, LABEL_WEIGHT = 2.0, 0.5, 0.6
 
 
-def features(layers: Layers, texts_QE: Tensor) -> Tensor:
+def features(
+    layers: Layers, texts_QE: Tensor, *, residual: bool = False, ffn: bool = False
+) -> Tensor:
     """Patches in the joint space, [B, P, E]."""
     middle_BANN = middle_attention(layers)
 
@@ -31,14 +33,14 @@ def features(layers: Layers, texts_QE: Tensor) -> Tensor:
         last = naclip.attention(layers, k_BANd)
         return TEMPERATURE * ((1 - MIDDLE_WEIGHT) * last + MIDDLE_WEIGHT * middle_BANN)
 
-    first_BPE = last_block(layers, lambda q, k, v: attend(k) @ v, residual=False, ffn=False)
+    first_BPE = last_block(layers, lambda q, k, v: attend(k) @ v, residual=residual, ffn=ffn)
     labels_BP = (F.normalize(first_BPE, dim=-1) @ texts_QE.T).argmax(dim=-1)
     same_B1NN = TEMPERATURE * same_label(labels_BP, layers.vit.prefix, first_BPE.dtype)
 
     def again(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return ((1 - LABEL_WEIGHT) * attend(k) + LABEL_WEIGHT * same_B1NN) @ v
 
-    return last_block(layers, again, residual=False, ffn=False)
+    return last_block(layers, again, residual=residual, ffn=ffn)
 
 
 def middle_attention(layers: Layers) -> Tensor:

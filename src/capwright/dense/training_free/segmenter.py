@@ -37,6 +37,14 @@ class Inference:
     area_threshold: float = 0.0  # a class with no more of the objects' pixels is left out
     probability_threshold: float = 0.0  # below it a pixel is background (class 0)
     pamr: bool = False  # refinement by colour
+    residual: bool | None = None  # of the last block; None: as the method has it
+    ffn: bool | None = None  # its feed-forward part, likewise
+
+    @property
+    def switches(self) -> dict[str, bool]:
+        """Parts of the last block that are not as the method has them."""
+        parts = {"residual": self.residual, "ffn": self.ffn}
+        return {name: value for name, value in parts.items() if value is not None}
 
     def __post_init__(self) -> None:
         if self.window < 0 or self.short_side < 1 or (self.window and self.stride < 1):
@@ -48,6 +56,18 @@ class Inference:
             raise CapwrightError(
                 f"windows of {self.window} pixels do not fit into pictures with a short side of "
                 f"{self.short_side}: choose smaller windows or a larger short side"
+            )
+        if self.window and self.stride > self.window:
+            raise CapwrightError(
+                f"windows of {self.window} pixels that move by {self.stride} leave gaps: "
+                f"let them move by 1 to {self.window}"
+            )
+        shares = (self.area_threshold, self.probability_threshold)
+        if not self.logit_scale > 0 or not all(0 <= share <= 1 for share in shares):
+            raise CapwrightError(
+                f"a logit scale of {self.logit_scale}, an area threshold of {shares[0]} and a "
+                f"probability threshold of {shares[1]}: the scale must be above 0, both thresholds "
+                "0 to 1"
             )
 
 
@@ -102,7 +122,7 @@ def name_logits(
         crops = torch.stack([images_B3HW[b, :, y : y + down, x : x + right] for b, y, x in chosen])
         layers = Layers(vit, crops)
         for method in methods:
-            logits = window_logits(layers, texts_QE, method)
+            logits = window_logits(layers, texts_QE, method, **inference.switches)
             logits = F.interpolate(logits, (down, right), mode="bilinear", align_corners=False)
             for (b, y, x), window in zip(chosen, logits, strict=True):
                 total[method][b, :, y : y + down, x : x + right] += window
@@ -129,9 +149,10 @@ def whole_logits(vit: Vit, images_B3HW: Tensor, texts_QE: Tensor) -> Tensor:
     return embedding_BE @ texts_QE.T
 
 
-def window_logits(layers: Layers, texts_QE: Tensor, method: str) -> Tensor:
+def window_logits(layers: Layers, texts_QE: Tensor, method: str, **switches: bool) -> Tensor:
     """Cosine of every patch and name, [B, Q, h, w]."""
-    features_BPE = F.normalize(find_method(method).features(layers, texts_QE), dim=-1)
+    found_BPE = find_method(method).features(layers, texts_QE, **switches)
+    features_BPE = F.normalize(found_BPE, dim=-1)
     logits_BQhw: Tensor = (features_BPE @ texts_QE.T).transpose(1, 2).unflatten(2, layers.grid)
     return logits_BQhw
 
