@@ -52,7 +52,7 @@ def reference(image: torch.Tensor, text: torch.Tensor, scale: float) -> float:
             wrong = sum(
                 math.exp(scale * float(image[i] @ text[u]))
                 for u in range(7)
-                if u not in found and int(TEXTS[u]) != int(TEXTS[t])
+                if int(TEXTS[u]) not in says[i]
             )
             other = sum(
                 math.exp(scale * float(text[t] @ image[j]))

@@ -43,8 +43,11 @@ def multi_positive_loss(
     pair_samples_Q = gather_uneven(pair_sample_P, group)
     text_ids_Q = gather_uneven(text_ids_P, group)
 
-    # a caption is true of a picture if the picture has it, or has another one with the same tokens
-    true_PQ = (pair_sample_P[:, None] == pair_samples_Q) | (text_ids_P[:, None] == text_ids_Q)
+    # a caption is true of a picture that has one with the same tokens
+    distinct_U, text_Q = text_ids_Q.unique(return_inverse=True)
+    own_PQ = (pair_sample_P[:, None] == pair_samples_Q).float()
+    has_PU = own_PQ.new_zeros(len(own_PQ), len(distinct_U)).index_add(1, text_Q, own_PQ)
+    true_PQ = has_PU[:, text_Q] > 0
     own_P = scale * (pair_image_PE * text_PE).sum(dim=-1)
     by_image_PQ = (scale * pair_image_PE @ texts_QE.T).masked_fill(true_PQ, -torch.inf)
     by_image_P = torch.cat([own_P[:, None], by_image_PQ], dim=1).logsumexp(dim=1) - own_P
@@ -63,6 +66,7 @@ def multi_positive_loss(
 class Objective(BaseObjective):
     """The mean of the loss over views."""
 
+    uses = ("image", "text", "scale")
     needs = ("image", "text")
 
     def loss(self, features: Features, batch: Batch, scale: Tensor, group: Group) -> Terms:
