@@ -144,6 +144,16 @@ def test_a_text_without_its_end_is_as_open_clip_has_it() -> None:
     assert torch.allclose(towers.encode_text(model, batch), model.encode_text(batch), atol=1e-14)
 
 
+@pytest.mark.parametrize("text", VARIANTS)
+def test_no_texts_are_an_empty_result_with_a_gradient(text: dict[str, Any]) -> None:
+    model = build(**text)
+    embedded = towers.encode_text(model, torch.zeros(0, 16, dtype=torch.long))
+    assert embedded.shape == (0, 16)
+    embedded.sum().backward()
+    used = [p.grad for p in model.text.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in used)
+
+
 @pytest.mark.parametrize(
     "text",
     [{"pool_type": "last"}, {"no_causal_mask": True, "pool_type": "argmax"}, {"embed_cls": True}],

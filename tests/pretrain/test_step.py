@@ -1,5 +1,6 @@
 """One step: in parts as at once, for every objective; scaling, clipping, weights of 0."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from capwright.core.errors import CapwrightError
 from capwright.pretrain import parallel
 from capwright.pretrain.config import (
+    CaptionSource,
     ContrastiveSettings,
     NonContrastiveSettings,
     PretrainConfig,
@@ -18,7 +21,7 @@ from capwright.pretrain.config import (
 )
 from capwright.pretrain.distributed import ALONE
 from capwright.pretrain.prepare import Prepared, claim_inputs, prepare
-from capwright.pretrain.step import Stepper, scaler_for, unmoved_statistics
+from capwright.pretrain.step import LEAST_SCALE, Stepper, scaler_for, unmoved_statistics
 
 Plan = Callable[..., PretrainConfig]
 
@@ -178,6 +181,48 @@ def test_float16_scales_the_loss_and_skips_what_overflows(
     overflow.backward(prepared.batches[0])
     overflow.update()
     assert all(torch.equal(p, weights[n]) for n, p in prepared.task.named_parameters())
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing(
+    work: Path, tmp_path: Path, tiny_config: Plan
+) -> None:
+    prepared = ready(tiny_config(work, tmp_path))
+    one = stepper(prepared)
+    one.backward(prepared.batches[0])
+    prepared.task.model.visual.proj.grad[0, 0] = torch.inf
+    before = {n: p.detach().clone() for n, p in prepared.task.named_parameters()}
+    assert not math.isfinite(one.update())
+    assert all(torch.equal(p, before[n]) for n, p in prepared.task.named_parameters())
+
+
+def test_float16_gives_up_where_no_scale_helps(
+    work: Path, tmp_path: Path, tiny_config: Plan
+) -> None:
+    prepared = ready(tiny_config(work, tmp_path, patch_dropout=0.0))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4 * LEAST_SCALE)
+    half = replace(stepper(prepared), precision="fp16", scaler=scaler)
+    for left in (2, 1):  # halved at each step
+        half.backward(prepared.batches[0])
+        prepared.task.model.visual.proj.grad[0, 0] = torch.nan
+        half.update()
+        assert scaler.get_scale() == pytest.approx(left * LEAST_SCALE)
+    half.backward(prepared.batches[0])
+    half.update()  # a good one at the last scale
+    half.backward(prepared.batches[0])
+    prepared.task.model.visual.proj.grad[0, 0] = torch.nan
+    with pytest.raises(CapwrightError, match="not finite at any scale of the loss down to"):
+        half.update()
+
+
+def test_more_parts_than_captions_as_at_once(work: Path, tmp_path: Path, tiny_config: Plan) -> None:
+    described = CaptionSource(name="d", folder=work / "captions" / "described", sources=("beam",))
+    prepared = ready(tiny_config(work, tmp_path, captions=(described,)))
+    assert len(prepared.batches[1].tokens_UL) < 8  # four colours
+    loss, whole = gradients(prepared, 1)
+    loss_in_parts, parts = gradients(prepared, 8)
+    assert loss_in_parts == pytest.approx(loss, abs=1e-5)
+    assert parts.keys() == whole.keys()
+    assert all(torch.allclose(parts[k], whole[k], atol=1e-5) for k in whole)
 
 
 @pytest.mark.parametrize("parts", [1, 2])

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from capwright.core.errors import CapwrightError
 from capwright.core.files import read_json, write_json
 from capwright.pretrain import checkpoint, distributed, guard, parallel, plan, profiling, signals
 from capwright.pretrain.batch import Batch
+from capwright.pretrain.batches import Batches
 from capwright.pretrain.checkpoint import Position, Training
 from capwright.pretrain.config import PretrainConfig, PretrainSummary
 from capwright.pretrain.distributed import Group
@@ -44,15 +45,11 @@ def run(
 
     `evaluators` measure every checkpoint, by name, in the first process. Raises CapwrightError for
     a folder with another plan, missing captions, a batch that the processes cannot share, or a loss
-    that is not finite; `signals.Stopped` after SIGTERM.
+    or gradient that is not finite; `signals.Stopped` after SIGTERM.
     """
     config.check_together()
     with distributed.join() as group:
-        if config.batch_size % group.world:
-            raise CapwrightError(
-                f"batch_size {config.batch_size} cannot be shared by {group.world} processes: "
-                "choose a multiple of their number"
-            )
+        _check_shares(config, group.world)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         torch.set_flush_denormal(True)  # tiny moments of Adam would slow the processor down
@@ -76,6 +73,7 @@ def profile(config: PretrainConfig, steps: int) -> str:
     Raises CapwrightError as `run` does.
     """
     config.check_together()
+    _check_shares(config, distributed.ALONE.world)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
@@ -92,6 +90,22 @@ def profile(config: PretrainConfig, steps: int) -> str:
         step, run.facts.stretches[0].flops, run.prepared.device, steps, config.precision
     )
     return report.text()
+
+
+def _check_shares(config: PretrainConfig, world: int) -> None:
+    """Raise CapwrightError for a batch that processes or their parts cannot share."""
+    if config.batch_size % world:
+        raise CapwrightError(
+            f"batch_size {config.batch_size} cannot be shared by {world} processes: "
+            "choose a multiple of their number"
+        )
+    share = config.batch_size // world
+    if config.accumulation > share:
+        raise CapwrightError(
+            f"accumulation {config.accumulation} is more than the {share} pictures of a process "
+            f"(batch_size {config.batch_size} over {world}): every part needs one, so lower "
+            "accumulation or raise batch_size"
+        )
 
 
 class _Run:
@@ -181,14 +195,12 @@ class _Run:
         found: dict[str, Tensor] = stepper.backward(batch)
         found["asked to stop"] = torch.tensor(float(stop), device=self.prepared.device)
         values = distributed.averages(found, self.group)
-        if math.isfinite(values["loss"]):
+        good = math.isfinite(values["loss"])
+        if good:
             with profiling.phase("optimiser"):
-                norm = stepper.update()
-            if math.isfinite(norm) or config.precision == "fp16":  # whose scaler skips the step
-                values |= {"grad_norm": norm}
-            else:
-                values |= {"loss": math.nan, "grad_norm": norm}
-        if not math.isfinite(values["loss"]):
+                norm = values["grad_norm"] = stepper.update()
+            good = math.isfinite(norm) or config.precision == "fp16"  # whose scaler skips the step
+        if not good:
             raise guard.stop(
                 config.out, self.task, batch, values,
                 precision=config.precision, group=self.group, keys=self.prepared.keys,
@@ -205,11 +217,11 @@ class _Run:
         """(step, batch, seconds that were waited for it)."""
         config, batches = self.config, self.prepared.batches
         steps = range(start.samples_seen // config.batch_size, config.steps)
-        source: Iterator[Batch]
+        source: Iterator[Batch | CapwrightError]
         if config.loader_workers:
             source = iter(
                 DataLoader(
-                    batches,
+                    _ErrorsAsValues(batches),
                     sampler=steps,
                     batch_size=None,
                     num_workers=config.loader_workers,
@@ -223,6 +235,8 @@ class _Run:
             began = time.monotonic()
             with profiling.phase("data"):
                 batch = next(source)
+            if isinstance(batch, CapwrightError):
+                raise batch
             yield step, batch, round(time.monotonic() - began, 4)
 
     def _due(self, seen: int) -> bool:
@@ -255,6 +269,19 @@ class _Run:
             )
         distributed.barrier(self.group)
         return checkpoint.find(folder)[-1]
+
+
+class _ErrorsAsValues(Dataset[Batch | CapwrightError]):
+    """Batches for a loader's process, which would wrap an error that is raised in a traceback."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> Batch | CapwrightError:
+        try:
+            return self.batches[step]
+        except CapwrightError as error:
+            return error
 
 
 def _read_summary(out: Path) -> PretrainSummary:

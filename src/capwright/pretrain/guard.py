@@ -1,4 +1,4 @@
-"""When a loss is not finite: which samples did it, and a file to look at.
+"""When a loss or a gradient is not finite: which samples did it, and a file to look at.
 
 Writes OUT/failed_step/rank_R.pt (the batch of this process, readable with `weights_only=True`) and
 says the keys of the samples whose features are not finite."""
@@ -13,6 +13,7 @@ from capwright.core.errors import CapwrightError
 from capwright.core.files import atomic_path
 from capwright.pretrain.batch import Batch
 from capwright.pretrain.distributed import Group, gather_uneven
+from capwright.pretrain.objectives.pseudo_labels import NAME as LABELS
 from capwright.pretrain.precision import Precision, arithmetic
 from capwright.pretrain.task import Task
 
@@ -23,8 +24,10 @@ def broken_samples(task: Task, batch: Batch, precision: Precision) -> list[int]:
     """Rows of the index whose pictures or features are not finite; empty if no single one is."""
     rows_B = torch.zeros(batch.pictures, dtype=torch.bool, device=batch.sample_ids_B.device)
     with torch.no_grad(), arithmetic(precision, batch.images_BV3HH.device):
-        features = task.encode(batch)
-    candidates = {"images": batch.images_BV3HH, **batch.extras, **features}
+        features = task("encode", batch)  # shards are gathered by hooks on `forward`
+    # labels are NaN where there is none; an error that they lead to is among the features
+    brought = {k: v for k, v in batch.extras.items() if not k.startswith(f"{LABELS}.")}
+    candidates = {"images": batch.images_BV3HH, **brought, **features}
     text_U = features.get("text")
     for name, value in candidates.items():
         if name != "text" and value.is_floating_point() and len(value) == batch.pictures:
@@ -62,7 +65,7 @@ def stop(
         shown = ", ".join(keys(broken[:NAMED]))
         who = f"it begins with {len(broken)} of its samples: {shown}"
     else:
-        who = "every sample has finite features, so it is no single one"
+        who = "every sample has finite features, so none can be named"
     return CapwrightError(
         f"not finite at step {batch.step}: {wrong}; {who}. The batch is in {path}: look at these "
         "samples, lower learning_rate or set precision=fp32; the checkpoints before it are good"

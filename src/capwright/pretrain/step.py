@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from capwright.core.errors import CapwrightError
 from capwright.pretrain import parallel
 from capwright.pretrain.batch import Batch
 from capwright.pretrain.distributed import Group
@@ -23,6 +24,8 @@ from capwright.pretrain.draws import step_seed
 from capwright.pretrain.precision import Precision, arithmetic, attention_kernel
 from capwright.pretrain.profiling import phase
 from capwright.pretrain.task import Losses
+
+LEAST_SCALE = 1e-3  # of the loss in float16: no gradient of a sound model overflows at it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +51,22 @@ class Stepper:
         return {"loss": losses.total.detach(), **losses.values}
 
     def update(self) -> float:
-        """Clip, let the optimiser step, forget the gradients; returns their norm."""
+        """Clip, let the optimiser step, forget the gradients; returns their norm.
+
+        Weights stay as they are where it is not finite. Raises CapwrightError where float16 has no
+        scale of the loss left.
+        """
         self.scaler.unscale_(self.optimizer)
         norm = parallel.clip(self.parameters, self.grad_clip or math.inf)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if math.isfinite(norm) or self.scaler.is_enabled():  # the scaler skips such a step itself
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if not math.isfinite(norm) and self.scaler.get_scale() < LEAST_SCALE:
+            raise CapwrightError(
+                "the gradient in float16 is not finite at any scale of the loss down to "
+                f"{LEAST_SCALE:g}, so no step is taken: set precision=bf16 or lower learning_rate"
+            )
         return norm
 
     def _at_once(self, batch: Batch) -> Losses:
