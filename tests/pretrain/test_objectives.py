@@ -9,9 +9,11 @@ import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
+from capwright.core.errors import CapwrightError
 from capwright.models import towers
 from capwright.models.kept_tokens import kept_tokens
 from capwright.pretrain.batch import Batch
+from capwright.pretrain.config import MaskedAutoencoderSettings
 from capwright.pretrain.distributed import Group
 from capwright.pretrain.objectives import masked_autoencoder as mae
 from capwright.pretrain.objectives.contrastive import contrastive_loss, sigmoid_loss
@@ -191,6 +193,24 @@ def test_the_objective_shows_the_tower_visible_patches_alone(
     assert features["masked_autoencoder/error"].shape == (2,)
     blanked = F.avg_pool2d(shown[0].abs(), 4).sum(dim=1).flatten(1) == 0
     assert torch.equal(blanked, mae.hidden_patches(batch.patch_order_BN[:, :4], 16))
+
+
+@pytest.mark.parametrize(("share", "visible"), [(0.01, 15), (0.75, 4), (0.999, 1)])
+def test_at_least_one_patch_is_hidden_and_one_is_seen(
+    share: float, visible: int, tmp_path: Path, tiny_config: Any, tiny_model: Any
+) -> None:
+    settings = MaskedAutoencoderSettings(masked=share)
+    config = tiny_config(tmp_path, tmp_path, masked_autoencoder=settings)
+    assert mae.Objective(towers.build(tiny_model), config).visible == visible
+
+
+def test_a_tower_of_a_single_patch_has_none_to_hide(
+    tmp_path: Path, tiny_config: Any, tiny_model: Any
+) -> None:
+    vision = {**tiny_model["vision_cfg"], "image_size": 4}
+    model = towers.build({**tiny_model, "vision_cfg": vision})
+    with pytest.raises(CapwrightError, match="image_size 4 is a single patch of the tower"):
+        mae.Objective(model, tiny_config(tmp_path, tmp_path, image_size=4))
 
 
 def test_decoder_sees_every_visible_patch_at_its_place(

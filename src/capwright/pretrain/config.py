@@ -98,7 +98,7 @@ class PretrainConfig:
     trackers: tuple[str, ...] = ()  # "tensorboard", "wandb", beside metrics.jsonl
 
     def __post_init__(self) -> None:
-        self._check_counts()
+        self._check_numbers()
         if not self.objectives:
             raise CapwrightError(
                 "objectives is empty: name at least one, for example contrastive=1"
@@ -125,13 +125,20 @@ class PretrainConfig:
                 f"tracker {unknown[0]!r} is unknown: allowed are {', '.join(TRACKERS)}"
             )
 
-    def _check_counts(self) -> None:
+    def _check_numbers(self) -> None:
         for name in (
             "image_size", "batch_size", "samples", "checkpoint_samples", "log_every_steps",
             "accumulation",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise CapwrightError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+        for name in (
+            "learning_rate", "weight_decay", "grad_clip", "keep_checkpoints", "loader_workers",
+        ):  # fmt: skip
+            if not getattr(self, name) >= 0:
+                raise CapwrightError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise CapwrightError(f"betas is {self.betas}: two momenta from 0 to below 1")
 
     def check_together(self) -> None:
         """Checks of several fields, made when a run starts: settings arrive one by one."""
@@ -146,6 +153,21 @@ class PretrainConfig:
                 f"warmup_samples is {self.warmup_samples}: "
                 f"it must be 0 or more and less than samples ({self.samples})"
             )
+        if "masked_autoencoder" in self.weights:
+            self.masked_autoencoder.check_together()
+        self._check_every_step()
+
+    def _check_every_step(self) -> None:
+        shares = [share for weight in self.weights.values() for share, _ in schedule.points(weight)]
+        # weights are linear between points, so a gap holds step 0 or one beside a point
+        beside = {int(share * self.steps) + i for share in shares for i in (-1, 0, 1, 2)}
+        for step in sorted({0, *beside}):
+            if 0 <= step < self.steps and not self.active(step):
+                shown = ", ".join(f"{n} {schedule.as_text(w)}" for n, w in self.weights.items())
+                raise CapwrightError(
+                    f"no objective has a weight above 0 at step {step} of {self.steps} ({shown}): "
+                    "every step needs one, so begin one of them above 0 or let another overlap"
+                )
 
     @property
     def steps(self) -> int:

@@ -1,8 +1,8 @@
 """A number that may change while training: constant, or linear between points.
 
 A point is (share of the run, value): `((0.8, 0), (0.8, 1))` is 0 for the first 80% of the samples
-and 1 afterwards; `((0, 0), (0.1, 1))` rises over the first tenth and stays. Before the first point
-and after the last the value is theirs."""
+and 1 afterwards; `((0, 0.1), (0.1, 1))` rises over the first tenth and stays. Before the first
+point and after the last the value is theirs."""
 
 from collections.abc import Sequence
 

@@ -69,7 +69,13 @@ class Objective(BaseObjective):
                 f"image_size {config.image_size} is no multiple of the tower's patches "
                 f"({rows} x {columns}): choose one that is"
             )
-        self.visible = max(1, round(self.patches * (1 - settings.masked)))
+        if self.patches < 2:
+            raise CapwrightError(
+                f"image_size {config.image_size} is a single patch of the tower, of which "
+                "masked_autoencoder can hide none: choose a larger image_size or smaller patches"
+            )
+        visible = round(self.patches * (1 - settings.masked))
+        self.visible = min(max(1, visible), self.patches - 1)
         width = settings.decoder_width
         self.embed = nn.Linear(features, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))

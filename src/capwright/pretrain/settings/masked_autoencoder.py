@@ -20,3 +20,16 @@ class MaskedAutoencoderSettings:
                 f"masked_autoencoder.masked is {self.masked}: "
                 "a share between 0 and 1, 0.75 in the paper"
             )
+        for name in ("decoder_width", "decoder_layers", "decoder_heads"):
+            if getattr(self, name) < 1:
+                raise CapwrightError(
+                    f"masked_autoencoder.{name} is {getattr(self, name)}: it must be 1 or more"
+                )
+
+    def check_together(self) -> None:
+        """Checks of several fields, made when a run starts: settings arrive one by one."""
+        if self.decoder_width % 4 or self.decoder_width % self.decoder_heads:
+            raise CapwrightError(
+                f"masked_autoencoder.decoder_width is {self.decoder_width}: choose a multiple of 4 "
+                f"and of masked_autoencoder.decoder_heads ({self.decoder_heads})"
+            )
