@@ -81,3 +81,25 @@ def test_the_bias_trains_where_a_loss_reads_it(
     Task(model, tiny_config(tmp_path, tmp_path, **changes))
     assert model.logit_bias.requires_grad == trains
     assert model.logit_scale.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("names", "trains"),
+    [
+        (("contrastive",), True),
+        (("multi_positive",), True),
+        (("non_contrastive",), False),
+        (("non_contrastive", "contrastive"), True),
+        (("captioning",), False),
+    ],
+)
+def test_the_scale_trains_where_a_loss_reads_it(
+    names: tuple[str, ...],
+    trains: bool,
+    tmp_path: Path,
+    tiny_config: Plan,
+    tiny_model: dict[str, Any],
+) -> None:
+    model = towers.build(tiny_model)
+    Task(model, tiny_config(tmp_path, tmp_path, objectives=dict.fromkeys(names, 1.0)))
+    assert model.logit_scale.requires_grad == trains

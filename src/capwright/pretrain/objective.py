@@ -66,7 +66,7 @@ class ViewMaker(Protocol):
 class BaseObjective(nn.Module):
     """The defaults of an objective; see the module's docstring and `objectives/__init__.py`."""
 
-    uses: ClassVar[tuple[str, ...]] = ("image", "text")  # towers that it trains
+    uses: ClassVar[tuple[str, ...]] = ("image", "text")  # towers that it trains; "scale" of cosines
     needs: ClassVar[tuple[str, ...]] = ()  # shared features: "image", "text", "patches"
     private: ClassVar[tuple[str, ...]] = ()  # those of them that `encode` alone reads
 

@@ -182,8 +182,7 @@ def _freeze_unused(model: Any, config: PretrainConfig) -> None:
     for name, module in model.named_children():  # such as CoCa's decoder
         if name not in ("visual", "text"):
             module.requires_grad_("decoder" in asked)
-    paired = {"image", "text"} <= asked
-    model.logit_scale.requires_grad_(paired)
+    model.logit_scale.requires_grad_("scale" in asked)
     if getattr(model, "logit_bias", None) is not None:
         read = "contrastive" in config.weights and config.contrastive.form == "sigmoid"
         model.logit_bias.requires_grad_(read)

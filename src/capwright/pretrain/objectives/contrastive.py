@@ -96,6 +96,7 @@ def pairs_in_turn(
 class Objective(BaseObjective):
     """The mean of the loss over views and caption sets."""
 
+    uses = ("image", "text", "scale")
     needs = ("image", "text")
 
     def __init__(self, model: Any, config: PretrainConfig) -> None:

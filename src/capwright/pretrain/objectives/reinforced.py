@@ -86,6 +86,7 @@ def slots(picture_P: Tensor) -> Tensor:
 class Objective(BaseObjective):
     """The loss above; also brings the replayed views and the teachers' embeddings of a batch."""
 
+    uses = ("image", "text", "scale")
     needs = ("image", "text")
 
     def __init__(self, model: Any, config: PretrainConfig) -> None:
