@@ -106,7 +106,12 @@ def test_processes_with_fewer_captions_than_parts_wait_for_none(
 ) -> None:
     described = CaptionSource(name="d", folder=work / "captions" / "described", sources=("beam",))
     config = tiny_config(
-        work, tmp_path / "run", captions=(described,), accumulation=4, parallel=mode
+        work,
+        tmp_path / "run",
+        captions=(described,),
+        accumulation=4,
+        parallel=mode,
+        samples=16,
     )
     assert run_two(config, tmp_path, spoilt=False) == ["finished"] * 2
 
