@@ -144,7 +144,7 @@ def test_a_text_without_its_end_is_as_open_clip_has_it() -> None:
     assert torch.allclose(towers.encode_text(model, batch), model.encode_text(batch), atol=1e-14)
 
 
-@pytest.mark.parametrize("text", VARIANTS)
+@pytest.mark.parametrize("text", [*VARIANTS, {"embed_cls": True}])
 def test_no_texts_are_an_empty_result_with_a_gradient(text: dict[str, Any]) -> None:
     model = build(**text)
     embedded = towers.encode_text(model, torch.zeros(0, 16, dtype=torch.long))

@@ -40,14 +40,7 @@ def ends(tower: Any, tokens_BL: Tensor) -> Tensor | None:
 
 
 def encode(tower: Any, tokens_BL: Tensor, end_B: Tensor) -> Tensor:
-    """What `tower(tokens_BL)` gives, [B, E]; `end_B` comes from `ends`.
-
-    Without texts it is empty, after a pass of one that is blank: processes with shards must pass
-    each block equally often.
-    """
-    if not len(tokens_BL):
-        blank_1L = tokens_BL.new_zeros(1, tokens_BL.shape[1])
-        return encode(tower, blank_1L, end_B.new_zeros(1))[:0]
+    """What `tower(tokens_BL)` gives, [B, E]; `end_B` comes from `ends`."""
     length_B, order_B = torch.sort(end_B.cpu() + 1, stable=True)
     if any(isinstance(module, FSDPModule) for module in tower.modules()):
         cuts = [0, len(length_B)]  # every process must pass each block equally often

@@ -321,7 +321,11 @@ def encode_text(model: Any, tokens_BL: Tensor) -> Tensor:
 
     In a causal tower that pools at the end of the text nothing after it can reach the output, so
     the result is that of `model.encode_text(tokens_BL)`; other towers get every position.
+    Without texts it is empty, after a pass of one that is blank: processes with shards must pass
+    each block equally often.
     """
+    if not len(tokens_BL):
+        return encode_text(model, tokens_BL.new_zeros(1, tokens_BL.shape[1]))[:0]
     tower = getattr(model, "text", None)
     end_B = text_groups.ends(tower, tokens_BL)
     if end_B is None:
