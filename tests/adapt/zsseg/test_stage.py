@@ -78,7 +78,6 @@ def test_every_arm_ends_with_numbers(plan: Config) -> None:
     assert {"validation/w=0.5/hiou", "validation/clip/hiou", "test/w=0.5/hiou"} <= set(
         learned.metrics
     )
-    assert learned.metrics["hiou"] == learned.metrics[f"test/w={learned.metrics['weight']:g}/hiou"]
     outcomes = read_outcomes(plan.out / "0" / LEARNED / "results.npz")[0]
     assert len(outcomes.keys) == 5
     found = outcomes.metrics["miou_unseen"]
@@ -136,6 +135,27 @@ def test_another_plan_in_the_folder_is_refused(plan: Config) -> None:
 def test_no_learned_picture_is_left(plan: Config) -> None:
     with pytest.raises(CapwrightError, match="1 pictures to learn from, of which 1 choose"):
         arms.prepare(replace(plan, train_pictures=1), 0)
+
+
+def test_names_of_metrics_are_the_same_whichever_weight_is_best() -> None:
+    def found(*hious: float | None) -> dict[str, dict[str, float | None]]:
+        names = ("w=0.5", "w=0.7", "w=0.8", "proposals", "clip")
+        return {name: {"hiou": hiou} for name, hiou in zip(names, hious, strict=True)}
+
+    weights, tested = (0.5, 0.7, 0.8), found(0.1, 0.2, 0.3, 0.4, 0.5)
+    seeds = []
+    for validation, expected in (
+        (found(0.3, 0.4, 0.1, 0.0, 0.0), 0.7),
+        (found(0.1, 0.2, 0.5, 0.0, 0.0), 0.8),
+        (found(None, None, None, None, None), 0.8),  # a tie goes to the usual weight
+    ):
+        weight = arms.best_weight(weights, validation, 0.8)
+        assert weight == expected
+        seeds.append(arms.metrics_of(tested, validation, weight, 0.8))
+    assert seeds[0].keys() == seeds[1].keys() == seeds[2].keys()
+    assert [seed["hiou"] for seed in seeds] == [0.2, 0.3, 0.3]
+    assert seeds[0]["test/w=0.8/hiou"] == 0.3
+    assert "test/w=0.7/hiou" not in seeds[0]
 
 
 def test_pictures_that_are_learned_from_are_not_tested_on(plan: Config) -> None:

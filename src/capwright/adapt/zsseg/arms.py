@@ -5,7 +5,7 @@ Reads and writes as stage.py says.
 Shapes: C classes, E joint space, N pictures.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,15 @@ from capwright.adapt.held_out import require_held_out
 from capwright.adapt.learned_tokens import PrefixedTexts
 from capwright.adapt.zsseg import learners, self_training
 from capwright.adapt.zsseg.config import FIXED, LEARNED, ONE_STAGE, SELF_TRAINED, Config
-from capwright.adapt.zsseg.inference import Segmenter, answers, one_stage_labels, readings
+from capwright.adapt.zsseg.inference import (
+    CLIP,
+    PROPOSALS,
+    Segmenter,
+    answers,
+    one_stage_labels,
+    reading,
+    readings,
+)
 from capwright.adapt.zsseg.one_stage import PixelClassifier
 from capwright.adapt.zsseg.prompt_learning import learn, seen_crops
 from capwright.adapt.zsseg.prompts import class_vectors, fixed_texts
@@ -41,6 +49,7 @@ from capwright.evaluate.transfer.loop import STATE, Schedule, fit
 from capwright.models.devices import pick_device
 
 PROTOCOL = Protocol(name="zsseg", version="v1")
+Metrics = dict[str, float | None]
 Labelled = tuple[SegmentationItem, dict[str, NDArray[np.uint8]]]  # an item, answers by reading
 
 
@@ -240,23 +249,38 @@ def _tested(scene: Scene, segmenter: Segmenter) -> tuple[dict[str, float | None]
     config = scene.config
     tried = readings(_seen(scene), config.weights)
     found = answers(segmenter, scene.train, scene.validation, tried)
-    counts = count(found, scene, len(scene.validation), "validation")
-    validation = {
-        name: split_metrics(each.confusion_CC, scene.split) for name, each in counts.items()
-    }
-    # of equals (no unseen class in these pictures, say) the one next to the paper's
-    weight = max(
-        config.weights,
-        key=lambda w: (validation[f"w={w:g}"]["hiou"] or 0.0, -abs(w - config.weight)),
-    )
+    validation = _metrics(count(found, scene, len(scene.validation), "validation"), scene)
+    weight = best_weight(config.weights, validation, config.weight)
     chosen = readings(_seen(scene), [weight, config.weight])
     found = answers(segmenter, scene.test, scene.tested, chosen)
     counts = count(found, scene, len(scene.tested), "test")
-    tested = {name: split_metrics(each.confusion_CC, scene.split) for name, each in counts.items()}
-    best = f"w={weight:g}"
-    metrics: dict[str, float | None] = {**tested[best], "weight": weight}
-    metrics |= _named("test", tested) | _named("validation", validation)
-    return metrics, outcomes_of(scene, counts[best])
+    tested = _metrics(counts, scene)
+    return metrics_of(tested, validation, weight, config.weight), outcomes_of(
+        scene, counts[reading(weight)]
+    )
+
+
+def best_weight(weights: Sequence[float], validation: Mapping[str, Metrics], usual: float) -> float:
+    """The weight of the largest hIoU; of equals (no unseen class, say) the one next to `usual`."""
+    return max(weights, key=lambda w: (validation[reading(w)]["hiou"] or 0.0, -abs(w - usual)))
+
+
+def metrics_of(
+    tested: Mapping[str, Metrics],
+    validation: Mapping[str, Metrics],
+    weight: float,
+    usual: float,
+) -> Metrics:
+    """The headline at `weight`; beside it `test/...` at the usual weight and of each opinion alone,
+    and `validation/...`. The names do not depend on `weight`, so that seeds have a mean.
+    """
+    beside = {n: found for n, found in tested.items() if n in (reading(usual), PROPOSALS, CLIP)}
+    headline = {**tested[reading(weight)], "weight": weight}
+    return headline | _named("test", beside) | _named("validation", validation)
+
+
+def _metrics(counts: Mapping[str, Counts], scene: Scene) -> dict[str, Metrics]:
+    return {name: split_metrics(each.confusion_CC, scene.split) for name, each in counts.items()}
 
 
 def count(answered: Iterable[Labelled], scene: Scene, total: int, label: str) -> dict[str, Counts]:
@@ -283,10 +307,10 @@ def outcomes_of(scene: Scene, counts: Counts) -> Outcomes:
     return Outcomes(keys=whole.keys, metrics=metrics)
 
 
-def _named(part: str, readings: dict[str, dict[str, float | None]]) -> dict[str, float | None]:
+def _named(part: str, readings: Mapping[str, Metrics]) -> Metrics:
     return {
-        f"{part}/{reading}/{name}": value
-        for reading, metrics in readings.items()
+        f"{part}/{one}/{name}": value
+        for one, metrics in readings.items()
         for name, value in metrics.items()
         if name != "miou"
     }

@@ -124,7 +124,12 @@ def readings(is_seen_C: Tensor, weights: Sequence[float]) -> dict[str, Tensor]:
     """Exponents of each way to join both opinions, by name: `w=0.8`, `proposals`, `clip`."""
     alone = {PROPOSALS: torch.ones_like(is_seen_C, dtype=torch.float32)}
     alone[CLIP] = torch.zeros_like(alone[PROPOSALS])
-    return {f"w={weight:g}": exponents(is_seen_C, weight) for weight in weights} | alone
+    return {reading(weight): exponents(is_seen_C, weight) for weight in weights} | alone
+
+
+def reading(weight: float) -> str:
+    """The name of an ensemble weight."""
+    return f"w={weight:g}"
 
 
 def answers(
