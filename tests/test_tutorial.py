@@ -35,4 +35,6 @@ def test_captions_are_improved_from_top_to_bottom(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_photo_is_segmented_from_top_to_bottom(tmp_path: Path) -> None:
     assert run_page("segment_a_photo.md", tmp_path) >= 6
-    assert {path.suffix for path in (tmp_path / "segmented").iterdir()} == {".png", ".jpg", ".json"}
+    written = [path.name for path in (tmp_path / "segmented").iterdir()]
+    assert {Path(name).suffix for name in written} == {".png", ".json"}
+    assert any(name.endswith("_overlay.png") for name in written)
