@@ -82,3 +82,20 @@ def test_linear_head_is_a_linear_map_of_normed_features() -> None:
     at = (12, 16)
     mixed = head([0.25 * first + 0.75 * other], at)
     torch.testing.assert_close(mixed, 0.25 * head([first], at) + 0.75 * head([other], at))
+
+
+def test_the_bins_are_where_the_head_is_after_transformers_built_a_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It exchanges `linspace` for a while, which may be when torch lists its constructors."""
+    listed, linspace = torch.utils._device._device_constructors, torch.linspace
+    listed.cache_clear()
+    try:
+        with monkeypatch.context() as patched, torch.device("meta"):
+            patched.setattr(torch, "linspace", lambda *a, **k: linspace(*a, **k))
+            torch.zeros(1)  # the list is made now
+        with torch.device("meta"):
+            assert not torch.linspace(0, 1, 3).is_meta
+            assert LinearDepth([4], least_m=0.1, most_m=10.0).centres_K.is_meta
+    finally:
+        listed.cache_clear()

@@ -49,7 +49,10 @@ class LinearDepth(nn.Module):
         self.predict = nn.Conv2d(channels[-1], bins, 1)
         nn.init.normal_(self.predict.weight, std=0.01)
         nn.init.zeros_(self.predict.bias)  # type: ignore[arg-type]
-        self.register_buffer("centres_K", torch.linspace(least_m, most_m, bins), persistent=False)
+        # on a device that is named: transformers may hide `linspace` from a device of the context
+        device = self.predict.weight.device
+        centres_K = torch.linspace(least_m, most_m, bins, device=device)
+        self.register_buffer("centres_K", centres_K, persistent=False)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Metres [B, 1, H, W] at `size` = (H, W)."""
