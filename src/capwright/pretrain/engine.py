@@ -19,17 +19,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from capwright.core.errors import CapwrightError
 from capwright.core.files import read_json, write_json
 from capwright.pretrain import checkpoint, distributed, guard, parallel, plan, profiling, signals
 from capwright.pretrain.batch import Batch
-from capwright.pretrain.batches import Batches
 from capwright.pretrain.checkpoint import Position, Training
 from capwright.pretrain.config import PretrainConfig, PretrainSummary
 from capwright.pretrain.distributed import Group
 from capwright.pretrain.ema import AveragedWeights
+from capwright.pretrain.loading import in_steps
 from capwright.pretrain.optimizer import build_optimizer, learning_rate
 from capwright.pretrain.prepare import Prepared, claim_inputs, prepare
 from capwright.pretrain.reporter import Evaluator, Reporter
@@ -215,28 +214,13 @@ class _Run:
 
     def _batches(self, start: Position) -> Iterator[tuple[int, Batch, float]]:
         """(step, batch, seconds that were waited for it)."""
-        config, batches = self.config, self.prepared.batches
+        config, pinned = self.config, self.prepared.device.type == "cuda"
         steps = range(start.samples_seen // config.batch_size, config.steps)
-        source: Iterator[Batch | CapwrightError]
-        if config.loader_workers:
-            source = iter(
-                DataLoader(
-                    _ErrorsAsValues(batches),
-                    sampler=steps,
-                    batch_size=None,
-                    num_workers=config.loader_workers,
-                    worker_init_fn=signals.leave_to_the_parent,
-                    pin_memory=self.prepared.device.type == "cuda",
-                )
-            )
-        else:
-            source = (batches[step] for step in steps)
-        for step in steps:
+        source = in_steps(self.prepared.batches, steps, config.loader_workers, pin_memory=pinned)
+        for _ in steps:
             began = time.monotonic()
             with profiling.phase("data"):
-                batch = next(source)
-            if isinstance(batch, CapwrightError):
-                raise batch
+                step, batch = next(source)
             yield step, batch, round(time.monotonic() - began, 4)
 
     def _due(self, seen: int) -> bool:
@@ -269,19 +253,6 @@ class _Run:
             )
         distributed.barrier(self.group)
         return checkpoint.find(folder)[-1]
-
-
-class _ErrorsAsValues(Dataset[Batch | CapwrightError]):
-    """Batches for a loader's process, which would wrap an error that is raised in a traceback."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-
-    def __getitem__(self, step: int) -> Batch | CapwrightError:
-        try:
-            return self.batches[step]
-        except CapwrightError as error:
-            return error
 
 
 def _read_summary(out: Path) -> PretrainSummary:

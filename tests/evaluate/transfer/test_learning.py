@@ -18,10 +18,11 @@ from capwright.evaluate.transfer.finetune_classifier import (
     ClassifierLearner,
     FineTuning,
 )
-from capwright.evaluate.transfer.loop import Batches, Schedule, fit, read
+from capwright.evaluate.transfer.loop import Batches, Schedule, fit
 from capwright.evaluate.transfer.pixel_values import PixelLearner
 from capwright.evaluate.transfer.pixel_views import ViewSettings
 from capwright.evaluate.transfer.vectors import VectorPlan
+from capwright.pretrain.loading import in_steps
 from pixel_sets import depth_set, normals_set
 
 COUNT = 6
@@ -150,7 +151,7 @@ def test_workers_read_the_same(task: str, tmp_path: Path) -> None:
     learner, pictures, _ = made(task)
     source = Batches(pictures, range(COUNT), 2, 0, learner.view)
     assert pickle.loads(pickle.dumps(learner.view)).__class__ is learner.view.__class__
-    alone = [batch for _, batch in read(source, range(3), 0)]
-    for (_, batch), expected in zip(read(source, range(3), 1), alone, strict=True):
+    alone = [batch for _, batch in in_steps(source, range(3), 0)]
+    for (_, batch), expected in zip(in_steps(source, range(3), 1), alone, strict=True):
         for got, wanted in zip(batch, expected, strict=True):
             assert torch.equal(got[0], wanted[0])

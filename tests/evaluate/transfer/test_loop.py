@@ -23,8 +23,8 @@ from capwright.evaluate.transfer.loop import (
     Schedule,
     fit,
     parameter_groups,
-    read,
 )
+from capwright.pretrain.loading import in_steps
 from capwright.pretrain.signals import Stopped
 
 SCHEDULE = Schedule(steps=8, batch=3, learning_rate=0.05, warmup_steps=2)
@@ -137,15 +137,15 @@ def test_the_callers_random_numbers_are_left_alone(tmp_path: Path) -> None:
 
 def test_workers_read_what_one_process_reads() -> None:
     source = Batches(numbers(), range(7), 3, 1, double)
-    alone = list(read(source, range(2, 5), 0))
-    assert list(read(source, range(2, 5), 2)) == alone
+    alone = list(in_steps(source, range(2, 5), 0))
+    assert list(in_steps(source, range(2, 5), 2)) == alone
     assert len({draw for _, items in alone for _, draw in items}) == 9  # each its own draws
 
 
 def test_an_error_of_a_worker_comes_whole() -> None:
     source = Batches(numbers(10), range(10), 10, 1, None)
     with pytest.raises(CapwrightError, match=r"^item 9 is broken: mend it$"):
-        list(read(source, range(1), 1))
+        list(in_steps(source, range(1), 1))
 
 
 def test_a_state_of_another_plan_is_refused(tmp_path: Path) -> None:

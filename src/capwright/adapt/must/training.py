@@ -23,10 +23,11 @@ from capwright.core.config import as_dict, digest
 from capwright.core.errors import CapwrightError
 from capwright.core.progress import Progress
 from capwright.core.run_folder import MetricsLog
-from capwright.evaluate.transfer.loop import STATE, State, read
+from capwright.evaluate.transfer.loop import STATE, State
 from capwright.pretrain import distributed, draws, parallel, signals
 from capwright.pretrain.distributed import Group
 from capwright.pretrain.ema import follow
+from capwright.pretrain.loading import in_steps
 from capwright.pretrain.precision import arithmetic, attention_kernel
 
 RUNNING = ("out", "device", "workers", "save_every", "test_every")  # change no number of the end
@@ -134,7 +135,8 @@ class Trainer:
             MetricsLog(config.out / "metrics.jsonl") as log,
             Progress("MUST", self.steps, "steps", start) as progress,
         ):
-            for step, views in read(self.source, range(start, self.steps), config.workers):
+            steps = range(start, self.steps)
+            for step, views in in_steps(self.source, steps, config.workers):
                 torch.manual_seed(draws.step_seed(config.seed, step, self.group.rank))
                 found, done, note = self._step(step, *stacked(views)), step + 1, ""
                 if done % LOOKED_AT == 0 or done == self.steps:

@@ -12,7 +12,7 @@ FOLDER/metrics.jsonl. SIGTERM ends the step in hand, writes the state and raises
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from capwright.core.config import digest
 from capwright.core.errors import CapwrightError
@@ -31,6 +31,7 @@ from capwright.core.run_folder import MetricsLog
 from capwright.datasets.sets import LabelledSet
 from capwright.dense.backbone import Backbone
 from capwright.pretrain import draws, signals
+from capwright.pretrain.loading import in_steps
 from capwright.pretrain.precision import Precision, arithmetic, attention_kernel
 
 STATE = "state.pt"
@@ -160,7 +161,7 @@ def fit(
         Progress(label, schedule.steps, "steps", start) as progress,
     ):
         module.train()
-        for step, items in read(source, range(start, schedule.steps), workers):
+        for step, items in in_steps(source, range(start, schedule.steps), workers):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule.factor(step)
             torch.manual_seed(draws.step_seed(seed, step, 0))
@@ -225,7 +226,7 @@ def parameter_groups(module: nn.Module, schedule: Schedule) -> list[dict[str, An
 
 
 class Batches(Dataset[Any]):
-    """What a step sees, by the step's number; an error comes as a value, whole, from a worker."""
+    """What a step sees, by the step's number."""
 
     def __init__(
         self,
@@ -252,40 +253,15 @@ class Batches(Dataset[Any]):
             for place in places
         ]
 
-    def __getitem__(self, step: int) -> list[Any] | CapwrightError:
-        try:
-            chosen = self.chosen(step)
-            items = [(place, self.dataset[chosen[place]]) for place in self.places]
-            if self.view is None:
-                return [item for _, item in items]
-            return [
-                self.view(item, np.random.default_rng([self.seed, step, 1 + place]))
-                for place, item in items
-            ]
-        except CapwrightError as error:
-            return error
-
-
-def read(source: Batches, steps: range, workers: int) -> Iterator[tuple[int, list[Any]]]:
-    """(step, items) of every step in order, read ahead by `workers` processes."""
-    loader: Any = (source[step] for step in steps)
-    if workers:
-        loader = DataLoader(
-            source,
-            batch_size=None,
-            sampler=steps,
-            num_workers=workers,
-            collate_fn=_as_they_are,
-            worker_init_fn=signals.leave_to_the_parent,
-        )
-    for step, items in zip(steps, loader, strict=True):
-        if isinstance(items, CapwrightError):
-            raise items
-        yield step, items
-
-
-def _as_they_are(items: Any) -> Any:
-    return items
+    def __getitem__(self, step: int) -> list[Any]:
+        chosen = self.chosen(step)
+        items = [(place, self.dataset[chosen[place]]) for place in self.places]
+        if self.view is None:
+            return [item for _, item in items]
+        return [
+            self.view(item, np.random.default_rng([self.seed, step, 1 + place]))
+            for place, item in items
+        ]
 
 
 class State:
