@@ -37,14 +37,25 @@ def plane_normals(
     fx, fy, cx, cy = camera.at(height, width)
     known_NHW = np.isfinite(depth_NHW) & (depth_NHW > 0)
     inverse_NHW = np.divide(1.0, depth_NHW, out=np.zeros(depth_NHW.shape), where=known_NHW)
-    moments_NHW33, sums_NHW3 = _moments(inverse_NHW, radius, math.log1p(max_jump))
-    solvable_NHW = known_NHW & (_spread(moments_NHW33) > LEAST_SPREAD)
-    moments_NHW33[~solvable_NHW] = np.eye(3)
-    plane_NHW3 = np.linalg.solve(moments_NHW33, sums_NHW3[..., None])[..., 0]
-    towards = plane_NHW3[..., 1] * fx, plane_NHW3[..., 2] * fy
+    n, x, y, z, xx, xy, yy, xz, yz = _sums(inverse_NHW, radius, math.log1p(max_jump))
+    n = np.maximum(n, 1)
+    # n times covariances; their determinant is 0 where neighbours lie on one line
+    xx, xy, yy, xz, yz = (
+        xx - x * x / n,
+        xy - x * y / n,
+        yy - y * y / n,
+        xz - x * z / n,
+        yz - y * z / n,
+    )
+    determinant = xx * yy - xy * xy
+    solvable_NHW = known_NHW & (determinant > LEAST_SPREAD * n * n)
+    determinant[~solvable_NHW] = 1
+    across = (xz * yy - yz * xy) / determinant  # slopes of inverse depth, a pixel
+    down = (yz * xx - xz * xy) / determinant
+    middle = (z - across * x - down * y) / n
     ray_W, ray_H = (np.arange(width) + 0.5 - cx) / fx, (np.arange(height) + 0.5 - cy) / fy
-    away = plane_NHW3[..., 0] - towards[0] * ray_W - towards[1] * ray_H[:, None]
-    normals_N3HW = -np.stack([*towards, away], axis=1)
+    ahead = middle - across * fx * ray_W - down * fy * ray_H[:, None]
+    normals_N3HW = -np.stack([across * fx, down * fy, ahead], axis=1)
     length_NHW = np.linalg.norm(normals_N3HW, axis=1)
     solvable_NHW &= length_NHW > 0
     length_NHW[~solvable_NHW] = 1
@@ -70,31 +81,27 @@ class _Reader:
         return NormalsItem(key=item.key, image=item.image, normals_3HW=found[0])
 
 
-def _moments(
-    inverse_NHW: NDArray[np.float64], radius: int, log_jump: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sums over each pixel's neighbours of b b' and b / Z, with b = (1, their way across, down)."""
+def _sums(inverse_NHW: NDArray[np.float64], radius: int, log_jump: float) -> NDArray[np.float64]:
+    """Sums over each pixel's neighbours, [9, N, H, W], of 1, x, y, z, xx, xy, yy, xz, yz: x and y
+    are their way across and down, z is their inverse depth.
+    """
     height, width = inverse_NHW.shape[1:]
     padded = np.pad(inverse_NHW, ((0, 0), (radius, radius), (radius, radius)))
     lowest, highest = inverse_NHW * math.exp(-log_jump), inverse_NHW * math.exp(log_jump)
-    moments = np.zeros((*inverse_NHW.shape, 3, 3))
-    sums = np.zeros((*inverse_NHW.shape, 3))
-    for down in range(-radius, radius + 1):
+    sums = np.zeros((9, *inverse_NHW.shape))
+    for y in range(-radius, radius + 1):
+        n, x, z, xx, xz = np.zeros((5, *inverse_NHW.shape))  # of this row of the window
         for across in range(-radius, radius + 1):
-            rows = slice(radius + down, radius + down + height)
+            rows = slice(radius + y, radius + y + height)
             columns = slice(radius + across, radius + across + width)
             neighbour = padded[:, rows, columns]
             same = (neighbour > 0) & (neighbour >= lowest) & (neighbour <= highest)
-            basis = np.array([1.0, across, down])
-            moments += same[..., None, None] * np.outer(basis, basis)
-            sums += (same * neighbour)[..., None] * basis
-    return moments, sums
-
-
-def _spread(moments_NHW33: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Determinant of the neighbours' covariance: 0 where they lie on one line."""
-    count = np.maximum(moments_NHW33[..., 0, 0], 1)
-    means = moments_NHW33[..., 0, 1:] / count[..., None]
-    squares = moments_NHW33[..., 1:, 1:] / count[..., None, None]
-    spread: NDArray[np.float64] = np.linalg.det(squares - means[..., :, None] * means[..., None, :])
-    return spread
+            seen = same * neighbour
+            n += same
+            x += across * same
+            z += seen
+            xx += across**2 * same
+            xz += across * seen
+        for total, part in zip(sums, (n, x, y * n, z, xx, y * x, y**2 * n, xz, y * z), strict=True):
+            total += part
+    return sums

@@ -141,7 +141,7 @@ class PretrainConfig:
             raise CapwrightError(f"betas is {self.betas}: two momenta from 0 to below 1")
 
     def check_together(self) -> None:
-        """Checks of several fields, made when a run starts: settings arrive one by one."""
+        """Checks of several fields, made when a run starts: they may change one by one."""
         self.sampling.sets_of(self.captions)
         if self.samples < self.batch_size:
             raise CapwrightError(

@@ -6,6 +6,8 @@
 Hardware: one A100; untested by us on GPUs. Time, derived and not measured: about 0.17 hours with
 ViT-B/16. 160,000 views of 416 x 544 pixels at 186 GFLOP (one forward pass: nothing below the head
 learns, by our count), at 48 TFLOP/s, the pace of MobileCLIP's authors (secondary source).
+Fitting normals takes 0.3 s of a CPU core a view (measured), so six workers take longer than a GPU:
+give it as many as there are cores, `--set workers=32`.
 
 Published: numbers against normals of third parties, smoothed in ways of their own; here normals are
 fitted to the set's own depths (datasets/surfaces.py), so never compare across. Everything is ours.

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from capwright.core.errors import CapwrightError
 from capwright.datasets.sets import IGNORE, SegmentationItem
-from capwright.evaluate.transfer.windows import Window
+from capwright.evaluate.transfer.windows import Window, scaled
 
 TRIES = 10
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32.0, (0.5, 1.5), (0.5, 1.5), 18 / 180
@@ -114,7 +114,7 @@ def distorted(pixels_HW3: NDArray[np.uint8], draws: Generator) -> NDArray[np.uin
 
 
 def _window(image: Image.Image, scale: float, side: int, draws: Generator) -> Window:
-    high, wide = max(1, round(image.height * scale)), max(1, round(image.width * scale))
+    high, wide = scaled(image, scale)
     return Window(
         whole=(high, wide),
         top=int(draws.integers(max(high - side, 0) + 1)),

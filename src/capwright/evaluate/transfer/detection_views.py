@@ -23,7 +23,7 @@ from torchvision.ops import masks_to_boxes
 
 from capwright.core.errors import CapwrightError
 from capwright.datasets.sets import DetectionItem
-from capwright.evaluate.transfer.windows import Window
+from capwright.evaluate.transfer.windows import Window, scaled
 
 MIRRORED = 0.5
 
@@ -102,15 +102,11 @@ def _drawn_size(image: Image.Image, settings: DetectionViews, draws: Generator) 
         short = settings.short_sides[int(draws.integers(len(settings.short_sides)))]
         return _fitting(image, short, settings.long_side)
     scale = draws.uniform(*settings.jitter) * settings.canvas / max(image.size)
-    return _scaled(image, scale)
+    return scaled(image, scale)
 
 
 def _fitting(image: Image.Image, short: int, long: int) -> tuple[int, int]:
-    return _scaled(image, min(short / min(image.size), long / max(image.size)))
-
-
-def _scaled(image: Image.Image, scale: float) -> tuple[int, int]:
-    return max(1, round(image.height * scale)), max(1, round(image.width * scale))
+    return scaled(image, min(short / min(image.size), long / max(image.size)))
 
 
 def _pixels(window: Window, image: Image.Image, *, mirrored: bool = False) -> Tensor:

@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 
+def scaled(image: Image.Image, scale: float) -> tuple[int, int]:
+    """Height and width of a picture that is resized by a factor, at least a pixel each."""
+    return max(1, round(image.height * scale)), max(1, round(image.width * scale))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Window:
     """Where the part lies in the whole; it does not reach over its edges."""

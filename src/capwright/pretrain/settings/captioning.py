@@ -21,7 +21,7 @@ class CaptioningSettings:
                 )
 
     def check_together(self) -> None:
-        """Checks of several fields, made when the decoder is built: settings arrive one by one."""
+        """Checks of several fields, made when the decoder is built: they may change one by one."""
         if self.decoder_width % self.decoder_heads:
             raise CapwrightError(
                 f"captioning.decoder_width is {self.decoder_width}: choose a multiple of "

@@ -27,7 +27,7 @@ class MaskedAutoencoderSettings:
                 )
 
     def check_together(self) -> None:
-        """Checks of several fields, made when a run starts: settings arrive one by one."""
+        """Checks of several fields, made when a run starts: they may change one by one."""
         if self.decoder_width % 4 or self.decoder_width % self.decoder_heads:
             raise CapwrightError(
                 f"masked_autoencoder.decoder_width is {self.decoder_width}: choose a multiple of 4 "
