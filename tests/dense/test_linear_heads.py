@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._device import _device_constructors
 
 from capwright.dense.linear_heads import ENLARGED, LEAST_SHARE, LinearDepth, LinearHead
 
@@ -88,12 +89,13 @@ def test_the_bins_are_where_the_head_is_after_transformers_built_a_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It exchanges `linspace` for a while, which may be when torch lists its constructors."""
-    listed, linspace = torch.utils._device._device_constructors, torch.linspace
+    listed, linspace = _device_constructors, torch.linspace
     listed.cache_clear()
     try:
-        with monkeypatch.context() as patched, torch.device("meta"):
+        with monkeypatch.context() as patched:
             patched.setattr(torch, "linspace", lambda *a, **k: linspace(*a, **k))
-            torch.zeros(1)  # the list is made now
+            with torch.device("meta"):
+                torch.zeros(1)  # the list is made now
         with torch.device("meta"):
             assert not torch.linspace(0, 1, 3).is_meta
             assert LinearDepth([4], least_m=0.1, most_m=10.0).centres_K.is_meta
